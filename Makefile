@@ -1,0 +1,31 @@
+# make demo: install, then search, decode, add and find a charge density
+# make test: install, then format, lint, types and tests
+
+PYTHON ?= python3
+# torch first and pinned: a plain `torch` from the registry brings several GB of CUDA
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test docs store benchmarks clean
+
+demo: $(VENV)/.installed
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+test: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+docs: $(VENV)/.installed
+	$(BIN)/python scripts/make_cli_docs.py docs/cli.md
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[all,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache
