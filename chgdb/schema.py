@@ -1,0 +1,344 @@
+"""What a store looks like on disk: names, columns, identity and the store's own file.
+
+`docs/format.md` is the specification; a test compares its tables with this module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from chgdb.errors import FormatVersionError, InputError, StoreError
+
+__all__ = [
+    "ARRAYS_FOLDER",
+    "COLUMNS",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "INFO_FILE",
+    "LATENT_FACTOR",
+    "PARTIAL_SUFFIX",
+    "PROPERTIES",
+    "TABLE_FOLDER",
+    "Column",
+    "ColumnType",
+    "EncoderInfo",
+    "LatentStorage",
+    "StoreInfo",
+    "check_id",
+    "check_packing",
+    "install_file",
+    "partial_path",
+    "replace_file",
+    "sync_folder",
+]
+
+FORMAT = "chgdb-store"
+FORMAT_VERSION = 1
+INFO_FILE = "chgdb.json"
+ARRAYS_FOLDER = "latents.zarr"
+TABLE_FOLDER = "materials"
+
+PARTIAL_SUFFIX = ".partial"
+"""End of the name of a file that is being written."""
+
+LATENT_FACTOR = 8
+"""Grid points of the work grid per point of the latent: its extent is ceil(work_grid / 8)."""
+
+ColumnType = Literal["text", "integer", "real", "boolean"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        name: as in Parquet and in queries.
+        type: text (UTF-8), integer (64 bits), real (64 bits, finite) or boolean.
+        unit: "1" for a pure number, "" where a unit makes no sense.
+        description: one line for people.
+        nullable: whether a record may lack it.
+    """
+
+    name: str
+    type: ColumnType
+    unit: str
+    description: str
+    nullable: bool = False
+
+
+_RECORD = (
+    Column("id", "text", "", "material id, unique in the store"),
+    Column("row", "integer", "1", "row in the arrays of latents.zarr"),
+    Column("formula", "text", "", "reduced formula, elements in the order of the source"),
+    Column("reduced_formula", "text", "", "reduced formula, elements in alphabetical order: O2Ti"),
+    Column("chemsys", "text", "", "elements in alphabetical order: O-Ti"),
+    Column("elements", "text", "", "elements in alphabetical order: O,Ti"),
+    Column("n_elements", "integer", "1", "number of different elements"),
+    Column("n_atoms", "integer", "1", "atoms in the cell"),
+    Column("volume", "real", "A^3", "cell volume"),
+    Column("mass_density", "real", "g/cm^3", "mass of the cell over its volume"),
+    Column("lattice", "text", "A", "JSON, 3 rows of 3: the lattice vectors a, b, c"),
+    Column("species", "text", "", "JSON, one element symbol per atom"),
+    Column("frac_coords", "text", "1", "JSON, one row of 3 per atom: fractional coordinates"),
+    Column("spacegroup", "integer", "", "space group number, 1 to 230", nullable=True),
+    Column("spacegroup_symbol", "text", "", "Hermann-Mauguin symbol", nullable=True),
+    Column("crystal_system", "text", "", "triclinic ... cubic", nullable=True),
+    Column("n_electrons", "real", "e", "integral of the density over the cell"),
+    Column(
+        "magnetization",
+        "real",
+        "mu_B",
+        "total moment of the cell; null if not spin-polarised",
+        nullable=True,
+    ),
+    Column("grid_a", "integer", "1", "points of the source density along a"),
+    Column("grid_b", "integer", "1", "points of the source density along b"),
+    Column("grid_c", "integer", "1", "points of the source density along c"),
+    Column("work_grid_a", "integer", "1", "points along a that the encoder saw"),
+    Column("work_grid_b", "integer", "1", "points along b that the encoder saw"),
+    Column("work_grid_c", "integer", "1", "points along c that the encoder saw"),
+    Column("source", "text", "", "where the density comes from: dft"),
+    Column("source_format", "text", "", "chgcar or npz; null if it was no file", nullable=True),
+    Column("source_file", "text", "", "name of the file, without its folder", nullable=True),
+    Column("source_sha256", "text", "", "SHA-256 of the file", nullable=True),
+    Column("latent_nmae", "real", "%", "NMAE of the decoded latent on the source grid"),
+    Column("latent_max_error", "real", "e/A^3", "largest error of the decoded latent there"),
+    Column(
+        "latent_electron_error", "real", "e", "electrons of the decoded latent minus n_electrons"
+    ),
+    Column(
+        "latent_coarse", "boolean", "", "whether the cell is longer than the box of the encoder"
+    ),
+    Column("added", "text", "", "UTC time of adding, ISO 8601"),
+    Column("chgdb_version", "text", "", "chgdb that added the record"),
+)
+
+
+def _property(name: str, unit: str, description: str, type_: ColumnType = "real") -> Column:
+    return Column(name, type_, unit, description, nullable=True)
+
+
+PROPERTIES = (
+    _property("split", "", "train, val or test in the source paper", "text"),
+    _property("bulk_modulus", "GPa", "K, Voigt-Reuss-Hill average"),
+    _property("shear_modulus", "GPa", "G, Voigt-Reuss-Hill average"),
+    _property("youngs_modulus", "GPa", "E = 9KG / (3K + G)"),
+    _property("poisson_ratio", "1", "Poisson's ratio, isotropic"),
+    _property("anisotropy_index", "1", "universal elastic anisotropy"),
+    _property("C11", "GPa", "elastic constant, IEEE setting"),
+    _property("C12", "GPa", "elastic constant, IEEE setting"),
+    _property("C44", "GPa", "elastic constant, IEEE setting"),
+    _property("debye_temperature", "K", "Debye temperature from the elastic constants"),
+    _property("sound_velocity_transverse", "m/s", "transverse sound velocity"),
+    _property("sound_velocity_longitudinal", "m/s", "longitudinal sound velocity"),
+    _property("thermal_conductivity_clarke", "W/(m K)", "Clarke's minimum thermal conductivity"),
+    _property("thermal_conductivity_cahill", "W/(m K)", "Cahill's minimum thermal conductivity"),
+    _property("formation_energy", "eV/atom", "relative to the elemental solids"),
+    _property("cohesive_energy", "eV/atom", "relative to free atoms, negative = bound"),
+    _property("band_gap", "eV", "Kohn-Sham band gap"),
+    _property("is_metal", "", "whether the band gap is closed", "boolean"),
+    _property("is_gap_direct", "", "whether the band gap is direct", "boolean"),
+    _property("dielectric_total", "1", "static dielectric constant"),
+    _property("dielectric_electronic", "1", "electronic part of the dielectric constant"),
+    _property("dielectric_ionic", "1", "ionic part of the dielectric constant"),
+    _property("refractive_index", "1", "refractive index"),
+)
+"""Columns that come from a table of properties, not from the density; all may be null."""
+
+COLUMNS = {column.name: column for column in (*_RECORD, *PROPERTIES)}
+"""Every column of the table by name, in order."""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
+
+
+def check_id(material_id: str) -> str:
+    """The id itself, if it can name a record (and a file).
+
+    Raises:
+        InputError: it is not 1 to 64 of the characters A-Z a-z 0-9 . _ - +, the first of them a
+            letter or a digit.
+    """
+    if not isinstance(material_id, str) or not _ID.fullmatch(material_id):
+        raise InputError(
+            f"{material_id!r} cannot be a material id: use 1 to 64 letters, digits, '.', '_', "
+            "'-' or '+', beginning with a letter or a digit"
+        )
+    return material_id
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """The encoder whose latents a store holds.
+
+    Attributes:
+        id: name of the encoder.
+        kind: "periodic" or "paper".
+        weights_sha256: hash of its weights file.
+    """
+
+    id: str
+    kind: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class LatentStorage:
+    """How latents are stored: value = stored * scale_factor.
+
+    Attributes:
+        dtype: "int8" or "float16".
+        scale_factor: positive for int8; None for float16, which is stored as it is.
+        shape: (channel, a, b, c).
+
+    Raises:
+        InputError: the three do not make sense together.
+    """
+
+    dtype: str
+    scale_factor: float | None
+    shape: tuple[int, int, int, int]
+
+    def __post_init__(self) -> None:
+        check_packing(self.dtype, self.scale_factor)
+        if len(self.shape) != 4 or min(self.shape) < 1:
+            raise InputError(f"a latent has 4 positive dimensions, not {self.shape}")
+
+
+def check_packing(dtype: str, scale_factor: float | None) -> None:
+    """Whether latents can be stored so.
+
+    Raises:
+        InputError: neither int8 with a positive scale factor nor float16 without one.
+    """
+    if dtype == "float16" and scale_factor is None:
+        return
+    if dtype == "int8" and scale_factor is not None and 0 < scale_factor < float("inf"):
+        return
+    raise InputError(
+        "latents are stored as int8 with a positive scale_factor or as float16 without one, "
+        f"not as {dtype} with {scale_factor}"
+    )
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """The content of `chgdb.json`: what a store is, before anything else in it is read.
+
+    Attributes:
+        encoder: whose latents the store holds.
+        latent: how they are stored.
+        attribution: who made the data, under which licence.
+        created_by: "chgdb x.y.z".
+    """
+
+    encoder: EncoderInfo
+    latent: LatentStorage
+    attribution: str
+    created_by: str
+
+    def save(self, store: str | Path) -> None:
+        """Write `chgdb.json` into the folder of a store; all of it or nothing.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        replace_file(Path(store) / INFO_FILE, text.encode())
+
+    @classmethod
+    def load(cls, store: str | Path) -> StoreInfo:
+        """Read `chgdb.json`.
+
+        Raises:
+            StoreError: the folder is not a store, or the file is damaged.
+            FormatVersionError: the store has a format version this chgdb does not know.
+        """
+        path = Path(store) / INFO_FILE
+        content = _load_json(path)
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise FormatVersionError(
+                f"{path}: store format {version!r}; this chgdb reads {FORMAT_VERSION}: "
+                "pip install --upgrade chgdb"
+            )
+        try:
+            encoder, latent = content["encoder"], content["latent"]
+            channel, a, b, c = latent["shape"]
+            return cls(
+                encoder=EncoderInfo(encoder["id"], encoder["kind"], encoder["weights_sha256"]),
+                latent=LatentStorage(latent["dtype"], latent["scale_factor"], (channel, a, b, c)),
+                attribution=content["attribution"],
+                created_by=content["created_by"],
+            )
+        except KeyError as error:
+            raise StoreError(f"{path}: damaged, it lacks {error}") from error
+        except (TypeError, ValueError, InputError) as error:
+            raise StoreError(f"{path}: damaged ({error})") from error
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    """The content of a `chgdb.json` of any version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(f"{path.parent}: not a chgdb store, it holds no {path.name}") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: damaged ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise StoreError(f"{path}: not the {path.name} of a chgdb store")
+    return content
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that, whatever happens, its old or its new content is there, on the disk.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    partial = partial_path(path)
+    try:
+        partial.write_bytes(content)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
+    install_file(partial, path)
+
+
+def partial_path(path: Path) -> Path:
+    """Where to write what shall become `path`: the same folder, a name that readers ignore."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+
+
+def install_file(partial: Path, path: Path) -> None:
+    """Bring a finished file to the disk and then to its name, replacing what has it.
+
+    Raises:
+        StoreError: the system refuses.
+    """
+    try:
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring renames in a folder to the disk, where the system can (Windows cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,533 @@
+"""The table of materials: Parquet parts, written by fastparquet and searched by DuckDB.
+
+A part holds the records of the rows first...stop-1 and is named after them. Every change is one
+rename of one finished file, so that readers, who take no lock, see each record once, before and
+after. Writers are serialised by the caller. docs/format.md states the protocols.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import duckdb
+
+from chgdb.errors import (
+    DuplicateIdError,
+    InputError,
+    QueryError,
+    StoreError,
+    UnknownIdError,
+)
+from chgdb.schema import (
+    COLUMNS,
+    FORMAT_VERSION,
+    PARTIAL_SUFFIX,
+    Column,
+    check_id,
+    install_file,
+    partial_path,
+    sync_folder,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Selection", "Table"]
+
+_PART_NAME = re.compile(r"(\d{9,})-(\d{9,})(\.replaces)?\.parquet", re.ASCII)
+_SQL_TYPES = {"text": "VARCHAR", "integer": "BIGINT", "real": "DOUBLE", "boolean": "BOOLEAN"}
+_FRAME_TYPES = {"text": "str", "integer": "Int64", "real": "float64", "boolean": "boolean"}
+_ATTEMPTS = 10
+"""How often a query is repeated because a writer changed the parts under it."""
+
+_MANY_PARTS = 64
+"""A table with more small parts than this is compacted by its next writer."""
+
+_SMALL_PART = 256
+"""Rows below which a part is small, and up to which small neighbours are joined."""
+
+
+class _Part(NamedTuple):
+    """A part by its name; parts sort by their rows."""
+
+    start: int
+    stop: int
+    replaces: bool
+    path: Path
+
+    @classmethod
+    def named(cls, folder: Path, start: int, stop: int, *, replaces: bool) -> _Part:
+        mark = ".replaces" if replaces else ""
+        return cls(start, stop, replaces, folder / f"{start:09d}-{stop:09d}{mark}.parquet")
+
+    def contains(self, other: _Part) -> bool:
+        """Whether this part has taken over the rows of a smaller one."""
+        wider = self.stop - self.start > other.stop - other.start
+        return wider and self.start <= other.start and other.stop <= self.stop
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The answer to a query, in memory.
+
+    Attributes:
+        columns: their names.
+        values: one tuple per record, None where a property is absent.
+    """
+
+    columns: tuple[str, ...]
+    values: list[tuple[Any, ...]]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (dict(zip(self.columns, row, strict=True)) for row in self.values)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One mapping of column to value per record."""
+        return list(self)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """A DataFrame whose column types do not depend on what is null; made when asked for."""
+        return _frame(self.columns, self.values)
+
+
+class Table:
+    """The Parquet parts in one folder.
+
+    Reading needs no lock; of the methods that write, one may run at a time.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+
+    @classmethod
+    def create(cls, folder: str | Path) -> Table:
+        """An empty table in a new folder.
+
+        Raises:
+            StoreError: the folder is there already, or cannot be made.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from error
+        return cls(folder)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """SQL type of every column by name."""
+        return {column.name: _SQL_TYPES[column.type] for column in COLUMNS.values()}
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files that hold records, in the order of their rows."""
+        return [part.path for part in self._parts()]
+
+    @property
+    def next_row(self) -> int:
+        """The first row that was never used."""
+        return max((part.stop for part in self._all_parts()), default=0)
+
+    # ------------------------------------------------------------------ reading
+
+    def select(
+        self,
+        where: str = "",
+        parameters: Sequence[Any] = (),
+        *,
+        columns: Sequence[str] | None = None,
+        order_by: str | None = None,
+        descending: bool = False,
+        limit: int | None = None,
+    ) -> Selection:
+        """The records for which an SQL condition holds.
+
+        Args:
+            where: a condition over the columns, with `?` for the parameters; not text of a user,
+                but what a parser that knows every name and operator made of it.
+            parameters: one value per `?`.
+            columns: what to return; all by default.
+            order_by: a column; nulls come last, ties in the order of adding.
+            descending: largest first.
+            limit: most records to return.
+
+        Raises:
+            QueryError: an unknown column, or a condition that DuckDB cannot evaluate.
+            StoreError: a part is missing or damaged.
+        """
+        names = tuple(columns) if columns is not None else tuple(COLUMNS)
+        unknown = [name for name in (*names, order_by or "row") if name not in COLUMNS]
+        if unknown:
+            raise QueryError(f"unknown column: {', '.join(unknown)}")
+        query = f"SELECT {', '.join(map(_quoted, names))} FROM records"  # noqa: S608 (checked)
+        if where:
+            query += f" WHERE ({where})"
+        direction = "DESC" if descending else "ASC"
+        query += f" ORDER BY {_quoted(order_by or 'row')} {direction} NULLS LAST, row"
+        if limit is not None:
+            query += f" LIMIT {operator.index(limit)}"
+        return Selection(names, self._run(query, list(parameters)))
+
+    def get(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The records with these ids, in this order.
+
+        Raises:
+            UnknownIdError: one of them is not there.
+        """
+        found = {row["id"]: row for row in self.select("list_contains(?, id)", [list(ids)])}
+        missing = [id_ for id_ in ids if id_ not in found]
+        if missing:
+            raise UnknownIdError(f"no record {', '.join(missing)} in {self.folder.parent}")
+        return [found[id_] for id_ in ids]
+
+    def ids(self) -> list[str]:
+        """Every id, in the order of adding."""
+        return [id_ for (id_,) in self.select(columns=["id"]).values]
+
+    def count(self) -> int:
+        """The number of records."""
+        ((count,),) = self._run("SELECT count(*) FROM records", [])
+        return int(count)
+
+    # ------------------------------------------------------------------ writing
+
+    def append(
+        self, rows: Sequence[Mapping[str, Any]], start: int, *, replaces: bool = False
+    ) -> None:
+        """Add records as one part; they exist, all at once, when this returns.
+
+        Args:
+            rows: column to value; None, NaN or absence is null. `row` is filled in.
+            start: row in the arrays of the first record.
+            replaces: records of the same ids are superseded by these instead of being an error.
+
+        Raises:
+            InputError: a column that is unknown, or lacks its value, or has one of another type.
+            DuplicateIdError: an id is there twice, or already in the table.
+            StoreError: the rows have been used before, or the part cannot be written.
+        """
+        self.recover()
+        if start < self.next_row:
+            raise StoreError(f"{self.folder}: row {start} has been used before")
+        if not rows:
+            return
+        values = [_checked({**row, "row": start + i}) for i, row in enumerate(rows)]
+        ids = [str(value[0]) for value in values]
+        self._check_new(ids, replaces=replaces)
+        part = _Part.named(self.folder, start, start + len(rows), replaces=replaces)
+        _write(part.path, values)
+        if replaces:
+            self.recover()
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove records; their rows are not used again.
+
+        Raises:
+            UnknownIdError: one of them is not there; nothing is removed then.
+            StoreError: a part cannot be read or written.
+        """
+        self.recover()
+        self.get(ids)
+        for part in self._parts():
+            self._drop(part, ids)
+
+    def recover(self) -> None:
+        """Finish what an interrupted writer left: replacements, superseded and partial files.
+
+        Every writing method begins with it.
+
+        Raises:
+            StoreError: a part cannot be read or written.
+        """
+        for leftover in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+        kept = self._parts()
+        for part in self._all_parts():
+            if part not in kept:
+                part.path.unlink(missing_ok=True)
+        for part in kept:
+            if part.replaces:
+                self._finish_replacing(part, [older for older in kept if older < part])
+        if sum(part.stop - part.start < _SMALL_PART for part in kept) > _MANY_PARTS:
+            self.compact()
+
+    def compact(self) -> None:
+        """Join neighbouring small parts, which makes searching faster and changes no record.
+
+        Raises:
+            StoreError: a part cannot be read or written.
+        """
+        for group in _small_neighbours([part for part in self._parts() if not part.replaces]):
+            joined = _Part.named(self.folder, group[0].start, group[-1].stop, replaces=False)
+            _write(joined.path, _query("SELECT * FROM records", [], group))
+            for part in group:
+                part.path.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------ inside
+
+    def _all_parts(self) -> list[_Part]:
+        """Every part file, also those whose rows a wider part has taken over."""
+        parts = []
+        try:
+            for path in self.folder.iterdir():
+                if match := _PART_NAME.fullmatch(path.name):
+                    start, stop, mark = match.groups()
+                    parts.append(_Part(int(start), int(stop), mark is not None, path))
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.folder}: the folder of the table is missing") from error
+        return sorted(parts)
+
+    def _parts(self) -> list[_Part]:
+        """The parts whose records count, in the order of their rows."""
+        parts = self._all_parts()
+        kept: list[_Part] = []
+        for part in sorted(parts, key=lambda part: (part.start, -part.stop)):
+            if not (kept and kept[-1].contains(part)):
+                kept.append(part)
+        return kept
+
+    def _run(self, query: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
+        """Run a query over one consistent set of parts."""
+        for _ in range(_ATTEMPTS):
+            parts = self._parts()
+            before = _state(parts)
+            try:
+                values = _query(query, parameters, parts)
+            except StoreError:
+                if _state(self._parts()) == before:
+                    raise
+                continue
+            if _state(self._parts()) == before:
+                return values
+        raise StoreError(f"{self.folder}: the table keeps changing; try again")
+
+    def _check_new(self, ids: Sequence[str], *, replaces: bool) -> None:
+        twice = [id_ for id_, count in Counter(ids).items() if count > 1]
+        if twice:
+            raise DuplicateIdError(f"{twice[0]} is there twice among the records to add")
+        if not replaces:
+            known = self.select("list_contains(?, id)", [list(ids)], columns=["id"], limit=1)
+            if known:
+                raise DuplicateIdError(f"{known.values[0][0]} is in {self.folder.parent} already")
+
+    def _finish_replacing(self, part: _Part, older: Sequence[_Part]) -> None:
+        """Remove the superseded records, then the mark that made readers look for the newest."""
+        ids = [id_ for (id_,) in _query("SELECT id FROM records", [], [part])]
+        for other in older:
+            self._drop(other, ids)
+        final = _Part.named(self.folder, part.start, part.stop, replaces=False)
+        try:
+            part.path.replace(final.path)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise StoreError(f"{final.path}: cannot be written ({error.strerror})") from error
+
+    def _drop(self, part: _Part, ids: Sequence[str]) -> None:
+        """Rewrite one part without some of its records, if it has them."""
+        held = "SELECT count(*) FROM records WHERE list_contains(?, id)"
+        if _query(held, [list(ids)], [part]) == [(0,)]:
+            return
+        kept = "SELECT * FROM records WHERE NOT list_contains(?, id) ORDER BY row"
+        _write(part.path, _query(kept, [list(ids)], [part]))
+
+
+def _state(parts: Sequence[_Part]) -> list[tuple[str, int, int] | None]:
+    """What changes when a writer changes a part: name, file and time; None if it is gone."""
+    return [_file_state(part.path) for part in parts]
+
+
+def _file_state(path: Path) -> tuple[str, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return path.name, stat.st_ino, stat.st_mtime_ns
+
+
+def _small_neighbours(parts: Sequence[_Part]) -> list[list[_Part]]:
+    """Runs of two or more adjacent small parts that fit into one of `_SMALL_PART` rows."""
+    groups: list[list[_Part]] = []
+    for part in parts:
+        group = groups[-1] if groups else []
+        if group and group[-1].stop <= part.start and part.stop - group[0].start <= _SMALL_PART:
+            group.append(part)
+        else:
+            groups.append([part])
+    return [group for group in groups if len(group) > 1]
+
+
+# ---------------------------------------------------------------------- DuckDB
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _records(parts: Sequence[_Part]) -> str:
+    """SQL of the records in some parts: every column, absent ones null, the newest per id."""
+    typed = ", ".join(f"NULL::{_SQL_TYPES[c.type]} AS {_quoted(c.name)}" for c in COLUMNS.values())
+    sql = f"SELECT {typed} WHERE false"
+    if parts:
+        files = ", ".join("'" + str(part.path).replace("'", "''") + "'" for part in parts)
+        rows = f"read_parquet([{files}], union_by_name = true)"
+        sql += f" UNION ALL BY NAME SELECT * FROM {rows}"  # noqa: S608 (quoted)
+    if any(part.replaces for part in parts):
+        newest = "row_number() OVER (PARTITION BY id ORDER BY row DESC) = 1"
+        sql = f"SELECT * FROM ({sql}) QUALIFY {newest}"  # noqa: S608 (constant)
+    names = ", ".join(map(_quoted, COLUMNS))
+    return f"SELECT {names} FROM ({sql})"  # noqa: S608 (constant)
+
+
+def _connect(parts: Sequence[_Part]) -> duckdb.DuckDBPyConnection:
+    """A database in memory that can reach the given files and nothing else."""
+    connection = duckdb.connect(":memory:", config={"threads": 1})
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET allowed_paths = ?", [[str(part.path) for part in parts]])
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _query(query: str, parameters: list[Any], parts: Sequence[_Part]) -> list[tuple[Any, ...]]:
+    """Run one SELECT over `records`, which are those of the given parts."""
+    sql = f"WITH records AS ({_records(parts)}) {query}"
+    with _connect(parts) as connection:
+        try:
+            statements = connection.extract_statements(sql)
+            if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
+                raise QueryError("a condition is one expression")
+            return connection.execute(statements[0], parameters).fetchall()
+        except (
+            duckdb.BinderException,
+            duckdb.ConversionException,
+            duckdb.OutOfRangeException,
+            duckdb.ParserException,
+        ) as error:
+            raise QueryError(f"the condition cannot be evaluated: {_one_line(error)}") from error
+        except duckdb.Error as error:
+            raise StoreError(_blame(connection, parts, error)) from error
+
+
+def _blame(
+    connection: duckdb.DuckDBPyConnection, parts: Sequence[_Part], error: duckdb.Error
+) -> str:
+    """One line that names the part that cannot be read."""
+    for part in parts:
+        try:
+            connection.execute(_records([part])).fetchall()
+        except duckdb.Error as cause:
+            if not part.path.exists():
+                return f"{part.path}: missing"
+            if isinstance(cause, duckdb.PermissionException):
+                return f"{part.path}: DuckDB takes its path for a pattern; rename the folder"
+            return f"{part.path}: damaged ({_one_line(cause)})"
+    return f"the table cannot be read: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).splitlines()[0].split())
+
+
+# ---------------------------------------------------------------------- Parquet
+
+
+def _checked(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The values of a record in the order of the columns.
+
+    Raises:
+        InputError: a column that is unknown, or lacks its value, or has one of another type.
+    """
+    material_id = check_id(row.get("id", ""))
+    unknown = [name for name in row if name not in COLUMNS]
+    if unknown:
+        raise InputError(f"{material_id}: the table has no column {', '.join(unknown)}")
+    return tuple(_cell(material_id, column, row.get(column.name)) for column in COLUMNS.values())
+
+
+def _cell(material_id: str, column: Column, value: Any) -> Any:
+    """One value as plain Python."""
+    try:
+        plain = _plain(column, value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{material_id}: {column.name} is {value!r}, not {column.type}") from error
+    if plain is None and not column.nullable:
+        raise InputError(f"{material_id}: {column.name} has no value")
+    return plain
+
+
+def _plain(column: Column, value: Any) -> Any:
+    if _is_absent(value):
+        return None
+    if column.type == "text":
+        if not isinstance(value, str):
+            raise TypeError
+        return value.encode().decode()
+    if column.type == "boolean":
+        if value not in (False, True):
+            raise TypeError
+        return bool(value)
+    if column.type == "integer":
+        return operator.index(value)
+    number = float(value)
+    if isinstance(value, str) or not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _is_absent(value: Any) -> bool:
+    """Whether a value is None, NaN or pandas' NA, which cannot be compared at all."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
+
+
+def _frame(names: Sequence[str], values: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    """Tuples as a DataFrame with nullable columns."""
+    import pandas as pd
+
+    columns = zip(*values, strict=True) if values else (() for _ in names)
+    return pd.DataFrame(
+        {
+            name: pd.Series(list(column), dtype=_FRAME_TYPES[COLUMNS[name].type])
+            for name, column in zip(names, columns, strict=True)
+        }
+    )
+
+
+def _write(path: Path, values: Sequence[tuple[Any, ...]]) -> None:
+    """Write a part, every column in order, and bring it to its name when it is complete."""
+    import fastparquet
+
+    units = {column.name: column.unit for column in COLUMNS.values() if column.unit}
+    metadata = {"chgdb.format_version": str(FORMAT_VERSION), "chgdb.units": json.dumps(units)}
+    partial = partial_path(path)
+    try:
+        fastparquet.write(
+            str(partial),
+            _frame(tuple(COLUMNS), values),
+            compression="ZSTD",
+            write_index=False,
+            object_encoding="utf8",
+            custom_metadata=metadata,
+        )
+    except Exception as error:  # fastparquet raises whatever comes up
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written ({_one_line(error)})") from error
+    install_file(partial, path)
