@@ -24,13 +24,11 @@ from zarr.storage import LocalStore
 
 from chgdb.density import Grid
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
+from chgdb.files import PARTIAL_SUFFIX, replace_file, sync_folder
 from chgdb.schema import (
-    PARTIAL_SUFFIX,
     LatentStorage,
     check_id,
     check_packing,
-    replace_file,
-    sync_folder,
 )
 
 __all__ = ["LatentArrays", "LatentStorage", "StoredLatent", "pack", "unpack"]
@@ -88,7 +86,7 @@ class StoredLatent:
     Attributes:
         values: shape (channel, a, b, c), float32, unpacked.
         grid: points of the source density.
-        work_grid: points that the encoder saw; the latent fills ceil(work_grid / 8).
+        work_grid: points that the encoder saw; see LatentStorage.extent.
         n_electrons: electrons in the cell.
     """
 

@@ -14,7 +14,6 @@ import gzip
 import lzma
 import os
 import re
-import secrets
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,22 +25,16 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
 import numpy as np
 
 from chgdb.density import ChargeDensity, Grid, Structure
+from chgdb.elements import SYMBOLS
 from chgdb.errors import ChgcarError, InputError
+from chgdb.files import compression_of, reason, replacing, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
 __all__ = ["Chgcar", "read_chgcar", "write_chgcar"]
-
-_SYMBOLS = (
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se "
-    "Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb "
-    "Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm "
-    "Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
-)
-_ELEMENTS = frozenset(_SYMBOLS.split())
 
 _SMALLEST_VOLUME = 1e-6
 """A^3; below it a cell counts as flat."""
@@ -130,7 +123,11 @@ def write_chgcar(
     """
     if isinstance(chgcar, ChargeDensity):
         chgcar = Chgcar(chgcar)
-    with _replacing(path) as file:
+    with (
+        replacing(path) as partial,
+        partial.open("xb") as raw,
+        _compressing(raw, Path(os.path.realpath(path)).suffix) as file,
+    ):
         for piece in _pieces(chgcar, comment):
             file.write(piece)
 
@@ -164,12 +161,6 @@ def _read_only(array: NDArray[np.float64]) -> NDArray[np.float64]:
 
 # --- bytes of a file ------------------------------------------------------------------------
 
-_DECOMPRESSORS: tuple[tuple[bytes, str, Callable[[bytes], bytes]], ...] = (
-    (b"\x1f\x8b", "gzip", gzip.decompress),
-    (b"BZh", "bzip2", bz2.decompress),
-    (b"\xfd7zXZ\x00", "xz", lzma.decompress),
-)
-
 
 def _load(path: str | Path) -> memoryview:
     """Content of a file, decompressed, lines ended by LF alone."""
@@ -178,9 +169,9 @@ def _load(path: str | Path) -> memoryview:
         # A NumPy buffer of this size costs a quarter of the page faults of `bytes`.
         content = np.fromfile(file, np.uint8).data if file.is_file() else file.read_bytes()
     except IsADirectoryError:
-        raise ChgcarError(f"{_shown(path)}: is a directory; name the CHGCAR inside it") from None
+        raise ChgcarError(f"{shown(path)}: is a directory; name the CHGCAR inside it") from None
     except (OSError, ValueError) as error:
-        raise ChgcarError(f"{_shown(path)}: cannot be read ({_reason(error)})") from error
+        raise ChgcarError(f"{shown(path)}: cannot be read ({reason(error)})") from error
     data = _decompressed(path, content)
     if b"\r" in bytes(data[:4096]):
         data = bytes(data).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -188,27 +179,14 @@ def _load(path: str | Path) -> memoryview:
 
 
 def _decompressed(path: str | Path, content: bytes | memoryview) -> bytes | memoryview:
-    start = bytes(content[:8])
-    for magic, name, decompress in _DECOMPRESSORS:
-        if start.startswith(magic):
-            try:
-                return decompress(bytes(content))
-            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-                problem = f"damaged {name} data ({_reason(error)})"
-                raise ChgcarError(f"{_shown(path)}: {problem}; {_COPY_AGAIN}") from error
-    return content
-
-
-def _shown(path: str | Path) -> str:
-    """A path as one printable line."""
-    text = os.fspath(path)
-    return text if text.isprintable() else ascii(text)
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, as one line without the path."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split())
+    compression = compression_of(bytes(content[:8]))
+    if compression is None:
+        return content
+    try:
+        return compression.decompress(bytes(content))
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        problem = f"damaged {compression.name} data ({reason(error)})"
+        raise ChgcarError(f"{shown(path)}: {problem}; {_COPY_AGAIN}") from error
 
 
 _LF = re.compile(rb"\n")
@@ -260,7 +238,7 @@ class _Text:
 
     def error(self, problem: str, remedy: str) -> ChgcarError:
         """The error to raise about the line that was read last."""
-        where = f"{_shown(self.path)}: {self.section}, line {max(self.line, 1)}"
+        where = f"{shown(self.path)}: {self.section}, line {max(self.line, 1)}"
         return ChgcarError(f"{where}: {problem}; {remedy}")
 
 
@@ -441,7 +419,7 @@ def _atom_counts(text: _Text, fields: Sequence[bytes]) -> list[int]:
 def _element(word: str) -> str | None:
     """The element that `Fe`, `Fe/` or `Fe_pv/1a2b3c` names, None if it names none."""
     match = _SPECIES.fullmatch(word)
-    return match[1] if match and match[1] in _ELEMENTS else None
+    return match[1] if match and match[1] in SYMBOLS else None
 
 
 def _group_symbols(
@@ -464,7 +442,7 @@ def _group_symbols(
         problem = f"{len(counts)} groups of atoms but species={species!r}"
         raise text.error(problem, "pass one symbol per group")
     for i, symbol in enumerate(species):
-        if symbol not in _ELEMENTS:
+        if symbol not in SYMBOLS:
             raise text.error(f"{symbol!r} is not a chemical element", "correct --species")
         if named and named[i] not in (None, symbol):
             problem = f"group {i + 1} is {named[i]} in the file but {symbol} in --species"
@@ -926,23 +904,6 @@ def _fresh_header(structure: Structure, comment: str) -> str:
 
 def _species_line(symbols: Sequence[str]) -> str:
     return "".join(f"   {symbol:2s}" for symbol in symbols) + "\n"
-
-
-@contextmanager
-def _replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise InputError(f"{_shown(path)}: not a regular file; name a file to write")
-    temporary = target.with_name(f".chgdb-{secrets.token_hex(6)}.tmp")
-    try:
-        with temporary.open("xb") as raw, _compressing(raw, target.suffix) as file:
-            yield file
-        temporary.replace(target)
-    except OSError as error:
-        raise InputError(f"{_shown(path)}: cannot be written ({_reason(error)})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

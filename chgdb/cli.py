@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chgdb import __version__
-from chgdb.errors import ChgdbError, InputError
-from chgdb.output import Listing, show, show_record
+from chgdb.errors import ChgdbError, InputError, MissingExtraError, UnknownIdError
+from chgdb.export import json_ready
+from chgdb.files import one_line, reason
+from chgdb.output import (
+    Listing,
+    Report,
+    progress_bar,
+    show,
+    show_json,
+    show_mapping,
+    show_record,
+)
+from chgdb.resources import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
-    from chgdb.database import Database
+    from chgdb.database import Database, Filters
     from chgdb.density import ChargeDensity, Grid
 
 __all__ = ["app", "main"]
@@ -24,16 +36,15 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="chgdb",
     help="A database of electronic charge densities that fits on a laptop.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(
-    help="Train encoders and measure them.", no_args_is_help=True, rich_markup_mode=None
-)
+train_app = typer.Typer(help="Train encoders and measure them.", rich_markup_mode=None)
 app.add_typer(train_app, name="train")
+
+# ---------------------------------------------------------------------- options
 
 Store = Annotated[
     Path | None,
@@ -44,7 +55,10 @@ Store = Annotated[
         show_default=False,
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="Where the encoder runs: auto, cuda or cpu.")]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="Where the encoder runs: auto, cuda, cuda:1 ... or cpu."),
+]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Material ids.")]
 Paths = Annotated[
     list[Path],
@@ -60,6 +74,47 @@ GridOption = Annotated[
     str | None,
     typer.Option(metavar="N1,N2,N3", help="Grid of the result; by default that of the source."),
 ]
+
+Formula = Annotated[
+    str | None,
+    typer.Option(metavar="TiO2", help="This composition: TiO2, O2Ti and Ti2O4 ask for the same."),
+]
+Elements = Annotated[str | None, typer.Option(metavar="Ti,O", help="At least these elements.")]
+Exclude = Annotated[str | None, typer.Option(metavar="Pb,Cd", help="None of these elements.")]
+Chemsys = Annotated[str | None, typer.Option(metavar="Ti-O", help="Exactly these elements.")]
+NElements = Annotated[
+    str | None, typer.Option("--nelements", metavar="N", help="Number of elements, or LOW:HIGH.")
+]
+Spacegroup = Annotated[
+    str | None, typer.Option(metavar="227", help="Its number, a range, or its symbol (Fd-3m).")
+]
+CrystalSystem = Annotated[str | None, typer.Option(metavar="cubic", help="Crystal system.")]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="EXPR",
+        help="Condition on any column, in SQL or OPTIMADE: 'bulk_modulus > 150 AND NOT is_metal'.",
+    ),
+]
+Sort = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Order by a column; -COLUMN reverses.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many records.")]
+
+
+def _range(what: str) -> Any:
+    return typer.Option(metavar="LOW:HIGH", help=f"{what}; either end may be left away.")
+
+
+BulkModulus = Annotated[str | None, _range("Bulk modulus in GPa")]
+ShearModulus = Annotated[str | None, _range("Shear modulus in GPa")]
+YoungsModulus = Annotated[str | None, _range("Young's modulus in GPa")]
+FormationEnergy = Annotated[str | None, _range("Formation energy in eV/atom")]
+CohesiveEnergy = Annotated[str | None, _range("Cohesive energy in eV/atom")]
+DebyeTemperature = Annotated[str | None, _range("Debye temperature in K")]
+BandGap = Annotated[str | None, _range("Band gap in eV")]
+NAtoms = Annotated[str | None, _range("Atoms in the cell")]
+Volume = Annotated[str | None, _range("Cell volume in A^3")]
 
 _RANGES = (
     "bulk_modulus",
@@ -85,6 +140,14 @@ _SEARCH_COLUMNS = (
     "band_gap",
     "latent_nmae",
 )
+_TABLE_LIMIT = 50
+"""Rows of a table for people, unless --limit says otherwise."""
+
+_LISTED_RECORDS = 10
+"""Up to so many files `add` says what became of each; beyond it, only how many."""
+
+_POOR_NMAE = 10.0
+"""% above which `add` warns that the encoder has not seen the like."""
 
 
 class RecordFormat(StrEnum):
@@ -134,7 +197,8 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show a traceback when something fails.")
+        bool,
+        typer.Option("--debug", help="Show a traceback when something fails; may stand anywhere."),
     ] = False,
 ) -> None:
     """A database of electronic charge densities that fits on a laptop."""
@@ -150,112 +214,88 @@ def _open(store: Path | None, device: str = "auto") -> Database:
 
 
 @app.command()
-def info(store: Store = None, format: Annotated[Listing, typer.Option()] = Listing.TABLE) -> None:  # noqa: A002
+def info(
+    store: Store = None,
+    format: Annotated[Report, typer.Option(help="How to print it.")] = Report.TABLE,  # noqa: A002
+) -> None:
     """What the store holds: records, encoder, size, errors."""
-    rows = [{"what": what, "value": value} for what, value in _open(store).summary().items()]
-    show(rows, ("what", "value"), format)
+    show_mapping(_open(store).summary(), format)
 
 
-def _filters(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that choose records; it gets them as one dict `filters`."""
-    import inspect
-
-    text = str | None
-    number_range = "LOW:HIGH, either end open."
-    options: dict[str, tuple[Any, Any]] = {
-        "formula": (text, typer.Option(metavar="TiO2", help="This formula.")),
-        "elements": (text, typer.Option(metavar="Ti,O", help="At least these elements.")),
-        "exclude": (text, typer.Option(metavar="Pb,Cd", help="None of these elements.")),
-        "chemsys": (text, typer.Option(metavar="Ti-O", help="Exactly these elements.")),
-        "nelements": (text, typer.Option(metavar="N", help="Number of elements, or N:M.")),
-        "spacegroup": (text, typer.Option(metavar="227", help="Number or symbol (Fd-3m).")),
-        "crystal_system": (text, typer.Option(metavar="cubic", help="Crystal system.")),
-        **{
-            name: (text, typer.Option(metavar="LOW:HIGH", help=f"Range of {name}: {number_range}"))
-            for name in _RANGES
-        },
-        "where": (
-            text,
-            typer.Option(
-                metavar="EXPR",
-                help="Condition on any column, as in SQL or OPTIMADE: "
-                "'bulk_modulus > 150 AND NOT is_metal'.",
-            ),
-        ),
-        "sort": (text, typer.Option(metavar="COLUMN", help="Order by a column; -COLUMN reverses.")),
-        "limit": (int | None, typer.Option(min=1, help="At most so many records.")),
-    }
-    signature = inspect.signature(function, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.name != "filters"]
-    extra = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[kind, option],
-        )
-        for name, (kind, option) in options.items()
-    ]
-
-    def command(**arguments: Any) -> None:
-        chosen = {name: arguments.pop(name) for name in options}
-        function(**arguments, filters=_as_filters(chosen))
-
-    command.__name__ = function.__name__
-    command.__doc__ = function.__doc__
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    command.__signature__ = signature.replace(parameters=[*parameters, *extra])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*parameters, *extra)}
-    return command
-
-
-def _as_filters(chosen: dict[str, Any]) -> dict[str, Any]:
-    """Options of the command line as the arguments of `Database.select`."""
-    ranges = {name: chosen.pop(name) for name in _RANGES}
-    sort = chosen.pop("sort") or ""
+def _filters(options: dict[str, Any]) -> Filters:
+    """The options of `search` and `export` as arguments of `Database.select`."""
+    sort = options["sort"] or ""
     return {
-        **chosen,
-        "elements": _listed(chosen["elements"]),
-        "exclude": _listed(chosen["exclude"]),
-        "ranges": {name: text for name, text in ranges.items() if text is not None},
+        "formula": options["formula"],
+        "elements": options["elements"] or (),
+        "exclude": options["exclude"] or (),
+        "chemsys": options["chemsys"],
+        "nelements": options["nelements"],
+        "spacegroup": options["spacegroup"],
+        "crystal_system": options["crystal_system"],
+        "ranges": {name: options[name] for name in _RANGES if options[name] is not None},
+        "where": options["where"],
         "sort": sort.removeprefix("-") or None,
         "descending": sort.startswith("-"),
+        "limit": options["limit"],
     }
-
-
-def _listed(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 @app.command()
-@_filters
 def search(
-    store: Store = None,
+    formula: Formula = None,
+    elements: Elements = None,
+    exclude: Exclude = None,
+    chemsys: Chemsys = None,
+    nelements: NElements = None,
+    spacegroup: Spacegroup = None,
+    crystal_system: CrystalSystem = None,
+    bulk_modulus: BulkModulus = None,
+    shear_modulus: ShearModulus = None,
+    youngs_modulus: YoungsModulus = None,
+    formation_energy: FormationEnergy = None,
+    cohesive_energy: CohesiveEnergy = None,
+    debye_temperature: DebyeTemperature = None,
+    band_gap: BandGap = None,
+    n_atoms: NAtoms = None,
+    volume: Volume = None,
+    where: Where = None,
+    sort: Sort = None,
+    limit: Limit = None,
     columns: Annotated[
         str | None, typer.Option(metavar="A,B", help="Columns to show; 'all' for every one.")
     ] = None,
     format: Annotated[Listing, typer.Option(help="How to print the records.")] = Listing.TABLE,  # noqa: A002
-    *,
-    filters: dict[str, Any],
+    store: Store = None,
 ) -> None:
-    """Find records: chgdb search --elements Ti,O --where "bulk_modulus > 150"."""
-    from chgdb.schema import COLUMNS
+    """Find records: chgdb search --elements Ti,O --where "bulk_modulus > 150".
 
-    asked = [*filters["ranges"], filters["sort"] or "id"]
-    names = list(dict.fromkeys((*_SEARCH_COLUMNS, *asked)))
-    if columns is not None:
-        names = list(COLUMNS) if columns == "all" else _listed(columns)
+    A table ends after 50 records unless --limit says otherwise; the other formats are complete.
+    """
+    filters = _filters(locals())
     database = _open(store)
-    limit = filters.pop("limit")
-    cut = 50 if format is Listing.TABLE and limit is None else limit
-    found = database.select(**filters, columns=names, limit=cut)
-    show(found.rows(), found.columns, format)
-    if format is Listing.TABLE:
-        total = len(found)
-        if limit is None and total == cut:
-            total = len(database.select(**filters, columns=["id"]))
-        more = f", the first {len(found)} shown: --limit" if total > len(found) else ""
-        typer.echo(f"{total} record{'s' * (total != 1)}{more}", err=True)
+    if format is Listing.IDS:
+        filters["columns"] = "id"
+    elif columns is None:
+        asked = [*(filters["ranges"] or ()), filters["sort"] or "id"]
+        filters["columns"] = [*_SEARCH_COLUMNS, *asked]
+    elif columns != "all":
+        filters["columns"] = columns
+    if format is not Listing.TABLE:
+        found = database.select(**filters)
+        show(found.rows(), found.columns, format)
+        return
+    shown = limit or _TABLE_LIMIT
+    filters["limit"] = limit or _TABLE_LIMIT + 1
+    found = database.select(**filters)
+    show(found.rows()[:shown], found.columns, format)
+    total, more = len(found), ""
+    if total > shown:
+        filters["limit"] = None
+        filters["columns"] = "id"
+        total = len(database.select(**filters))
+        more = f", the first {shown} shown: --limit {total} shows all"
+    typer.echo(f"{total} record{'s' * (total != 1)}{more}", err=True)
 
 
 @app.command()
@@ -275,26 +315,33 @@ def get(
     device: Device = "auto",
 ) -> None:
     """Show records, or write their densities: chgdb get mp-149 --decode."""
-    wanted = format or (RecordFormat.CHGCAR if decode else RecordFormat.TABLE)
+    wanted = format or _wanted(output, decode)
     points = _parse_grid(grid)
     if decode and wanted not in _DENSITY_SUFFIX:
         raise InputError(f"--decode writes chgcar, cube or npz, not {wanted}")
     if points and wanted not in _DENSITY_SUFFIX:
         raise InputError("--grid is the grid of a decoded density: add --decode")
+    if output and wanted not in (*_DENSITY_SUFFIX, *_STRUCTURE_SUFFIX):
+        raise InputError("-o goes with --decode, or with --format cif or poscar")
     database = _open(store, device)
     if wanted in _DENSITY_SUFFIX:
         _write_densities(database, ids, points, wanted, output)
     elif wanted in _STRUCTURE_SUFFIX:
         _write_structures(database, ids, wanted, output)
+    elif wanted is RecordFormat.JSON:
+        show_json([json_ready(record.row) for record in database.get(ids)])
     else:
-        records = database.get(ids)
-        if output is not None:
-            raise InputError("-o goes with --decode, or with --format cif or poscar")
-        if wanted is RecordFormat.JSON:
-            show([record.row for record in records], tuple(records[0].row), Listing.JSON)
-        else:
-            for record in records:
-                show_record(record)
+        for record in database.get(ids):
+            show_record(record.row)
+
+
+def _wanted(output: Path | None, decode: bool) -> RecordFormat:
+    """What `get` writes when --format does not say so."""
+    if not decode:
+        return RecordFormat.TABLE
+    from chgdb.decoded import format_of
+
+    return RecordFormat(format_of(output or ""))
 
 
 def _parse_grid(text: str | None) -> Grid | None:
@@ -304,24 +351,27 @@ def _parse_grid(text: str | None) -> Grid | None:
         n1, n2, n3 = (int(part) for part in text.replace("x", ",").split(","))
     except ValueError as error:
         raise InputError(f"--grid {text}: give three numbers such as 48,48,64") from error
-    if not all(1 <= n <= 4096 for n in (n1, n2, n3)):
-        raise InputError(f"--grid {text}: each number lies between 1 and 4096")
     return n1, n2, n3
 
 
 def _targets(ids: Sequence[str], suffix: str, output: Path | None) -> list[Path]:
-    """One file per id."""
+    """One file per id, in the current folder, in the folder given, or the file given."""
+    from chgdb.schema import check_id
+
     if output is not None and len(ids) == 1 and not output.is_dir():
         return [output]
     folder = output or Path()
-    if not folder.exists():
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be made ({error.strerror})") from error
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: several ids need a folder, this is a file")
-    return [folder / f"{material_id}{suffix}" for material_id in ids]
+    # A store may come from anywhere: its ids must not lead out of the folder.
+    return [folder / f"{check_id(material_id)}{suffix}" for material_id in ids]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({reason(error)})") from error
 
 
 def _write_densities(
@@ -331,16 +381,20 @@ def _write_densities(
     wanted: RecordFormat,
     output: Path | None,
 ) -> None:
-    database.get(ids)
+    records = database.get(ids)
     targets = _targets(ids, _DENSITY_SUFFIX[wanted], output)
-    for material_id, target in zip(ids, targets, strict=True):
-        (density,) = database.decode([material_id], grid=grid)
+    for record, target in zip(records, targets, strict=True):
+        density = record.density(grid)
+        if len(targets) > 1:
+            _make_folder(target.parent)
         density.write(target, format=wanted.value)
         typer.echo(
-            f"{material_id}: {target} ({_by(density.grid)} points, "
+            f"{record.id}: {target} ({_by(density.grid)} points, "
             f"{density.n_electrons:.4f} electrons; {density.origin}, "
             f"NMAE {density.nmae:.2f} % against its source when stored)"
         )
+        if record.row["magnetization"] is not None:
+            _warn(f"{record.id}: the total density; the magnetization of the source is not stored")
 
 
 def _write_structures(
@@ -349,9 +403,10 @@ def _write_structures(
     from chgdb.export import write_structure
 
     records = database.get(ids)
-    for record, target in zip(
-        records, _targets(ids, _STRUCTURE_SUFFIX[wanted], output), strict=True
-    ):
+    targets = _targets(ids, _STRUCTURE_SUFFIX[wanted], output)
+    for record, target in zip(records, targets, strict=True):
+        if len(targets) > 1:
+            _make_folder(target.parent)
         write_structure(target, record.structure, wanted.value, comment=record.id)
         typer.echo(f"{record.id}: {target}")
 
@@ -384,7 +439,10 @@ def _load(name: str, store: Path | None, device: str) -> ChargeDensity:
 
     if Path(name).exists():
         return read_density(name)[0]
-    return _open(store, device)[name].density()
+    try:
+        return _open(store, device)[name].density()
+    except UnknownIdError as error:
+        raise InputError(f"no file {name!r}, and {error}") from error
 
 
 @app.command()
@@ -415,11 +473,14 @@ def plot(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
-    encoder: Annotated[str, typer.Option(help="The encoder its latents come from.")] = (
-        "periodic-16"
-    ),
+    encoder: Annotated[
+        str, typer.Option(metavar="ID", help="The encoder its latents come from.")
+    ] = DEFAULT_ENCODER,
     attribution: Annotated[
-        str, typer.Option(help="Who made the data that will be in it, under which licence.")
+        str,
+        typer.Option(
+            metavar="TEXT", help="Who made the data that will be in it, under which licence."
+        ),
     ] = "",
 ) -> None:
     """Make an empty store."""
@@ -445,40 +506,52 @@ def add(
         typer.Option(metavar="CSV", help="Reference properties by material_id (docs/format.md)."),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes that parse files; by default one a core.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Processes that read files; by default as many as pay."
+        ),
     ] = None,
     store: Store = None,
     device: Device = "auto",
 ) -> None:
-    """Encode densities and store them; files stored already are skipped."""
-    report = _open(store, device).add(
-        paths,
-        ids=id or None,
-        on_conflict=on_conflict.value,
-        species=_listed(species) or None,
-        properties=properties,
-        processes=processes or os.cpu_count() or 1,
-        progress=_progress_bar("adding"),
-    )
-    for row in report.added if len(report.added) <= 10 else ():
-        grid = [row[f"grid_{axis}"] for axis in "abc"]
-        typer.echo(
-            f"{row['id']}: added, {row['formula']}, {_by(grid)} points, "
-            f"{row['n_electrons']:.4f} electrons, latent NMAE {row['latent_nmae']:.2f} %"
+    """Encode densities and store them.
+
+    Files stored already are skipped, so an interrupted run is resumed by repeating it. A bad file
+    is reported, and stops no other.
+    """
+    with progress_bar("adding") as progress:
+        report = _open(store, device).add(
+            paths,
+            ids=id or None,
+            on_conflict=on_conflict.value,
+            species=None if species is None else species.replace(",", " ").split(),
+            properties=properties,
+            processes=processes,
+            progress=progress,
         )
+    if len(report) <= _LISTED_RECORDS:
+        for row in report.added:
+            grid = [row[f"grid_{axis}"] for axis in "abc"]
+            typer.echo(
+                f"{row['id']}: added, {row['formula']}, {_by(grid)} points, "
+                f"{row['n_electrons']:.4f} electrons, latent NMAE {row['latent_nmae']:.2f} %"
+            )
+        for path, why in report.skipped:
+            typer.echo(f"{path}: skipped, {why}")
     for row in report.added:
         if row["latent_coarse"]:
-            typer.echo(
-                f"{row['id']}: longer than the encoder's box, encoded coarser than usual", err=True
+            _warn(f"{row['id']}: longer than the encoder's box, encoded coarser than usual")
+        if row["latent_nmae"] > _POOR_NMAE:
+            _warn(
+                f"{row['id']}: the latent holds this density poorly (NMAE "
+                f"{row['latent_nmae']:.0f} %); the encoder was trained on valence densities"
             )
-    for material_id in report.skipped if len(report.skipped) <= 10 else ():
-        typer.echo(f"{material_id}: stored already, skipped")
     if len(report) > 1:
         typer.echo(
             f"{len(report.added)} added, {len(report.skipped)} skipped, {len(report.failed)} failed"
         )
-    for _, reason in report.failed:
-        typer.echo(f"chgdb: error: {reason}", err=True)
+    for _, why in report.failed:
+        _say(f"error: {why}")
     if report.failed:
         raise typer.Exit(1)
 
@@ -487,11 +560,11 @@ def add(
 def remove(ids: Ids, store: Store = None) -> None:
     """Remove records, all or none."""
     _open(store).remove(ids)
-    typer.echo(f"{len(ids)} record{'s' * (len(ids) != 1)} removed")
+    count = len(set(ids))
+    typer.echo(f"{count} record{'s' * (count != 1)} removed")
 
 
 @app.command()
-@_filters
 def export(
     target: Annotated[
         Path,
@@ -499,13 +572,35 @@ def export(
             help="A table (.csv, .json, .parquet), structures (.extxyz), or a folder: a new store."
         ),
     ],
+    formula: Formula = None,
+    elements: Elements = None,
+    exclude: Exclude = None,
+    chemsys: Chemsys = None,
+    nelements: NElements = None,
+    spacegroup: Spacegroup = None,
+    crystal_system: CrystalSystem = None,
+    bulk_modulus: BulkModulus = None,
+    shear_modulus: ShearModulus = None,
+    youngs_modulus: YoungsModulus = None,
+    formation_energy: FormationEnergy = None,
+    cohesive_energy: CohesiveEnergy = None,
+    debye_temperature: DebyeTemperature = None,
+    band_gap: BandGap = None,
+    n_atoms: NAtoms = None,
+    volume: Volume = None,
+    where: Where = None,
+    sort: Sort = None,
+    limit: Limit = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Columns of a table; by default every one.")
+    ] = None,
     store: Store = None,
-    *,
-    filters: dict[str, Any],
 ) -> None:
     """Write the records that fit as a table, as structures, or as a store of their own."""
+    filters = _filters(locals())
     from chgdb.export import export_records
 
+    filters["columns"] = columns
     count = export_records(_open(store), target, **filters)
     typer.echo(f"{target}: {count} record{'s' * (count != 1)}")
 
@@ -523,8 +618,12 @@ def train_encoder(
         Path | None,
         typer.Option(metavar="CSV", help="Its column split says who is train, val and test."),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 100,
-    seed: Annotated[int, typer.Option()] = 0,
+    epochs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Passes over the training materials.")
+    ] = 72,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of the weights and of the order of the materials.")
+    ] = 0,
     resume: Annotated[bool, typer.Option(help="Take up the run in the folder.")] = True,
     device: Device = "auto",
 ) -> None:
@@ -555,7 +654,7 @@ def train_evaluate(
     ] = None,
     part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     device: Device = "auto",
-    format: Annotated[Listing, typer.Option()] = Listing.TABLE,  # noqa: A002
+    format: Annotated[Report, typer.Option(help="How to print them.")] = Report.TABLE,  # noqa: A002
 ) -> None:
     """Errors of an encoder on density files, after storage, in the true cell."""
     from chgdb.codec import load_codec
@@ -578,13 +677,18 @@ def train_evaluate(
 # ---------------------------------------------------------------------- running
 
 
-def _progress_bar(label: str) -> Callable[[int, int], None] | None:
-    """A bar on the terminal, and nothing where there is none."""
-    if not sys.stderr.isatty():
-        return None
-    from chgdb.output import progress_bar
+_EXTRAS = {
+    "lightgbm": "ml",
+    "matplotlib": "all",
+    "safetensors": "ml",
+    "starlette": "web",
+    "torch": "ml",
+    "uvicorn": "web",
+}
+"""The extra of chgdb that brings a package."""
 
-    return progress_bar(label)
+_UsageError: Any = typer.BadParameter.__mro__[2]
+"""Click's ClickException: what the parser of the command line raises. Typer does not export it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -593,20 +697,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        app(words, prog_name="chgdb")
-    except ChgdbError as error:
-        if debug:
-            raise
-        _fail(str(error), 1)
+        code = app(words or ["--help"], prog_name="chgdb", standalone_mode=False)
+        sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _close_output()
+        code = 1
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        _fail(f"unexpected {type(error).__name__}: {error} (run with --debug for more)", 70)
+        code = _explain(error)
+    if code == _INTERRUPTED:
+        _say("interrupted")
+    sys.exit(code or 0)
 
 
-def _fail(reason: str, code: int) -> None:
-    typer.echo(f"chgdb: error: {' '.join(reason.split())}", err=True)
-    sys.exit(code)
+_INTERRUPTED = 130
+
+
+def _explain(error: Exception) -> int:
+    """Say in one line what went wrong; the exit code."""
+    if isinstance(error, ChgdbError):
+        _say(f"error: {error}")
+        return 1
+    if isinstance(error, _UsageError):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "chgdb"
+        _say(f"error: {error.format_message()} (see {command} --help)")
+        return 2
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        _say(f"error: {MissingExtraError('this command', _EXTRAS[error.name])}")
+        return 1
+    if isinstance(error, OSError):
+        _say(f"error: {error.filename or 'standard output'}: {reason(error)}")
+        _close_output()
+        return 1
+    _say(f"error: unexpected {type(error).__name__}: {error} (--debug shows more)")
+    return 70
+
+
+def _close_output() -> None:
+    """Give up the standard output, so that nothing complains when Python flushes it at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _warn(text: str) -> None:
+    _say(f"note: {text}")
+
+
+def _say(text: str) -> None:
+    """One line on the standard error."""
+    typer.echo(f"chgdb: {one_line(text)}", err=True)

@@ -7,6 +7,9 @@ methods that need them, so opening and searching a store stays instant.
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,39 +17,47 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from chgdb import __version__
 from chgdb.errors import (
     ChgdbError,
     InputError,
     MissingExtraError,
-    ModelError,
+    QueryError,
     StoreError,
     UnknownIdError,
 )
+from chgdb.export import known_properties, structure_of
+from chgdb.files import PARTIAL_SUFFIX, one_line, reason, shown
 from chgdb.query import (
     Condition,
+    canonical_formula,
     chemsys_condition,
     elements_condition,
     formula_condition,
     parse_range,
     parse_where,
 )
-from chgdb.resources import find_model, find_store, is_shipped
+from chgdb.resources import DEFAULT_ENCODER, find_model, find_store, is_shipped
 from chgdb.schema import (
     ARRAYS_FOLDER,
     COLUMNS,
-    PROPERTIES,
     TABLE_FOLDER,
     EncoderInfo,
     StoreInfo,
+    check_id,
 )
 from chgdb.table import Selection, Table
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
+    import numpy as np
     import pandas as pd
     from ase import Atoms
+    from numpy.typing import NDArray
 
     from chgdb.arrays import LatentArrays
     from chgdb.codec import Codec
@@ -54,36 +65,81 @@ if TYPE_CHECKING:
     from chgdb.density import Grid, Latent, Structure
     from chgdb.intake import Intake
 
-__all__ = ["AddReport", "Database", "OnConflict", "Record"]
+__all__ = ["AddReport", "Database", "Filters", "OnConflict", "Range", "Record"]
 
 OnConflict = Literal["error", "skip", "replace"]
 """What `add` does with a file whose id is taken by a record of another file."""
 
-DEFAULT_ENCODER = "periodic-16"
+Range = str | tuple[float | None, float | None]
+"""Bounds, both included: "100:200", "100:" or (100, None); "227" is that number alone."""
+
 LOCK_FILE = ".lock"
 LOCK_TIMEOUT = 30.0
 """Seconds to wait for another writer."""
 
-BATCH = 32
-"""Densities that are encoded and committed together."""
+BATCH = 128
+"""Densities that are encoded and committed together, at most."""
+
+BATCH_POINTS = 2**23
+"""Grid points beyond which a batch is complete, such as four of 128^3: bounds the memory."""
+
+LARGEST_GRID = 2**27
+"""Points of a grid to decode on: 512^3, 1 GB as an array and 3 GB while it is made."""
+
+_CRYSTAL_SYSTEMS = (
+    "triclinic",
+    "monoclinic",
+    "orthorhombic",
+    "tetragonal",
+    "trigonal",
+    "hexagonal",
+    "cubic",
+)
+
+
+class Filters(TypedDict, total=False):
+    """The arguments of `Database.select`, which describes them."""
+
+    formula: str | None
+    elements: str | Sequence[str]
+    exclude: str | Sequence[str]
+    chemsys: str | None
+    nelements: Range | int | None
+    spacegroup: str | int | None
+    crystal_system: str | None
+    ranges: Mapping[str, Range] | None
+    where: str | None
+    columns: str | Sequence[str] | None
+    sort: str | None
+    descending: bool
+    limit: int | None
 
 
 @dataclass
 class AddReport:
-    """What `Database.add` did.
+    """What `Database.add` did with every file.
 
     Attributes:
         added: one row of the table per new record.
-        skipped: ids of files that are stored already, or whose id is taken and to be skipped.
-        failed: (file, why) of those that could not be added.
+        skipped: (file, why) of those that are stored already, or whose id is taken.
+        failed: (file, why) of those that could not be added; the reason names the file.
     """
 
     added: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.added) + len(self.skipped) + len(self.failed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """A density on its way into the store: the file, the row and the latent."""
+
+    intake: Intake
+    row: dict[str, Any]
+    values: NDArray[np.float32]
 
 
 class Record:
@@ -105,8 +161,7 @@ class Record:
     @property
     def properties(self) -> dict[str, Any]:
         """The reference properties that are known, in the units of the schema."""
-        names = (column.name for column in PROPERTIES)
-        return {name: self.row[name] for name in names if self.row[name] is not None}
+        return known_properties(self.row)
 
     @property
     def grid(self) -> Grid:
@@ -116,11 +171,7 @@ class Record:
     @cached_property
     def structure(self) -> Structure:
         """The crystal structure."""
-        from chgdb.density import Structure
-
-        columns = ("lattice", "species", "frac_coords")
-        lattice, species, frac_coords = (json.loads(self.row[name]) for name in columns)
-        return Structure(lattice, tuple(species), frac_coords)
+        return structure_of(self.row)
 
     @property
     def atoms(self) -> Atoms:
@@ -187,31 +238,26 @@ class Database:
             StoreError: the folder is not empty or cannot be written.
             ModelError: there is no such encoder.
         """
-        from chgdb.codec import load_codec
-
-        codec = load_codec(find_model(encoder), device)
+        codec = _load_codec(find_model(encoder), device)
         info = StoreInfo(
             encoder=EncoderInfo(codec.config.id, codec.config.kind, codec.config.weights_sha256),
             latent=codec.latent_storage,
             attribution=attribution,
             created_by=f"chgdb {__version__}",
         )
-        return cls._create(Path(path), info, device)
+        with _new_folder(path) as partial:
+            cls._create(partial, info)
+        return cls(path, device=device)
 
     @classmethod
-    def _create(cls, path: Path, info: StoreInfo, device: str) -> Database:
+    def _create(cls, path: Path, info: StoreInfo) -> Database:
         from chgdb.arrays import LatentArrays
 
-        try:
-            if path.exists() and any(path.iterdir()):
-                raise StoreError(f"{path}: not empty; a new store needs a folder of its own")
-            (path / TABLE_FOLDER).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{path}: cannot make a store here ({error.strerror})") from error
+        Table.create(path / TABLE_FOLDER)
         attrs = {"encoder": info.encoder.id, "attribution": info.attribution}
         LatentArrays.create(path / ARRAYS_FOLDER, info.latent, attrs)
         info.save(path)
-        return cls(path, device=device)
+        return cls(path)
 
     # ------------------------------------------------------------------ reading
 
@@ -222,75 +268,83 @@ class Database:
         return iter(self._table.ids())
 
     def __contains__(self, material_id: object) -> bool:
+        if not isinstance(material_id, str):
+            return False
         return bool(self._table.select("id = ?", [material_id], columns=["id"], limit=1))
 
     def __getitem__(self, material_id: str) -> Record:
         (record,) = self.get([material_id])
         return record
 
-    def get(self, ids: Sequence[str]) -> list[Record]:
+    def get(self, ids: str | Sequence[str]) -> list[Record]:
         """Records by id, in the order asked.
 
         Raises:
             UnknownIdError: one is not there; the text suggests the nearest ids.
         """
+        ids = _ids(ids)
         try:
             return [Record(self, row) for row in self._table.get(ids)]
         except UnknownIdError:
             known = self._table.ids()
-            missing = next(id_ for id_ in ids if id_ not in set(known))
-            near = get_close_matches(missing, known, n=3, cutoff=0.6)
+            missing = next((id_ for id_ in ids if id_ not in known), ids[0])
+            near = get_close_matches(missing, known, n=3)
             hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise UnknownIdError(f"no record {missing!r} in {self.path}{hint}") from None
+            raise UnknownIdError(f"no record {missing!r} in {shown(self.path)}{hint}") from None
 
     def summary(self) -> dict[str, Any]:
         """What the store holds, for people: "records", "encoder", "size on disk (MB)", ..."""
-        errors = sorted(nmae for (nmae,) in self._table.select(columns=["latent_nmae"]).values)
-        size = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        errors = [nmae for (nmae,) in self._table.select(columns=["latent_nmae"]).values]
         return {
             "store": str(self.path),
             "records": len(errors),
             "encoder": f"{self.info.encoder.id} ({self.info.encoder.weights_sha256[:12]})",
             "latent": f"{self.info.latent.shape}, {self.info.latent.dtype}",
-            "latent NMAE, median (%)": errors[len(errors) // 2] if errors else None,
-            "latent NMAE, largest (%)": errors[-1] if errors else None,
-            "size on disk (MB)": size / 1e6,
+            "latent NMAE, median (%)": median(errors) if errors else None,
+            "latent NMAE, largest (%)": max(errors, default=None),
+            "size on disk (MB)": _size(self.path) / 1e6,
             "attribution": self.info.attribution or None,
             "created by": self.info.created_by,
         }
 
-    def search(self, **filters: Any) -> pd.DataFrame:
-        """The records that fit, as a DataFrame; `select` says which filters there are."""
+    def search(self, **filters: Unpack[Filters]) -> pd.DataFrame:
+        """The records that fit, as a DataFrame; `select` says which filters there are.
+
+        Raises:
+            QueryError: a filter that cannot be understood, or an unknown column.
+        """
         return self.select(**filters).frame
 
     def select(
         self,
         *,
         formula: str | None = None,
-        elements: Sequence[str] = (),
-        exclude: Sequence[str] = (),
+        elements: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         chemsys: str | None = None,
-        nelements: str | int | None = None,
+        nelements: Range | int | None = None,
         spacegroup: str | int | None = None,
         crystal_system: str | None = None,
-        ranges: Mapping[str, str] | None = None,
+        ranges: Mapping[str, Range] | None = None,
         where: str | None = None,
-        columns: Sequence[str] | None = None,
+        columns: str | Sequence[str] | None = None,
         sort: str | None = None,
         descending: bool = False,
         limit: int | None = None,
     ) -> Selection:
-        """The records that fit every filter given.
+        """The records that fit every filter given, as plain tuples.
+
+        Lists may be written as text: "Ti,O".
 
         Args:
-            formula: such as "TiO2"; the order of the elements does not matter.
+            formula: such as "TiO2", "O2Ti" or "Ti2O4", which ask for the same.
             elements: symbols that must all be there.
             exclude: symbols that must not be there.
             chemsys: exactly these elements, such as "Ti-O".
-            nelements: number of elements, or a range such as "2:3".
-            spacegroup: its number, or its Hermann-Mauguin symbol.
+            nelements: number of elements, or a range of it.
+            spacegroup: its number or a range of it, or its Hermann-Mauguin symbol.
             crystal_system: "cubic", "hexagonal", ...
-            ranges: column -> "low:high", either end open.
+            ranges: column -> its bounds.
             where: an expression over the columns (docs/cli.md).
             columns: what to return; by default everything.
             sort: column to order by; by default the order of adding.
@@ -300,55 +354,57 @@ class Database:
         Raises:
             QueryError: a filter that cannot be understood, or an unknown column.
         """
-        conditions = [
-            formula_condition(formula) if formula else Condition("", ()),
-            elements_condition(elements, exclude),
-            chemsys_condition(chemsys) if chemsys else Condition("", ()),
-            *(parse_range(column, text) for column, text in (ranges or {}).items()),
-        ]
-        if nelements is not None:
-            conditions.append(parse_range("n_elements", str(nelements)))
+        condition = elements_condition(_listed(elements), _listed(exclude))
+        if formula is not None:
+            condition &= formula_condition(formula)
+        if chemsys is not None:
+            condition &= chemsys_condition(chemsys)
+        for name, bounds in {"n_elements": nelements, **(ranges or {})}.items():
+            if bounds is not None:
+                condition &= _range_condition(name, bounds)
         if spacegroup is not None:
-            conditions.append(_spacegroup_condition(str(spacegroup)))
-        if crystal_system:
-            conditions.append(Condition("crystal_system = ?", (crystal_system.lower(),)))
-        if where:
-            conditions.append(parse_where(where, _column_kinds()))
-        condition = Condition("", ())
-        for part in conditions:
-            condition &= part
+            condition &= _spacegroup_condition(str(spacegroup))
+        if crystal_system is not None:
+            condition &= _crystal_system_condition(crystal_system)
+        if where is not None:
+            condition &= parse_where(where, _column_kinds())
+        if limit is not None and limit < 0:
+            raise QueryError(f"limit {limit}: give a number that is not negative")
         return self._table.select(
             condition.sql,
             condition.parameters,
-            columns=columns,
-            order_by=sort,
+            columns=None if columns is None else _columns(columns),
+            order_by=None if sort is None else _column(sort),
             descending=descending,
             limit=limit,
         )
 
-    def decode(self, ids: Sequence[str], *, grid: Grid | None = None) -> list[DecodedDensity]:
-        """Densities from latents; None for the grid of each source.
+    def decode(self, ids: str | Sequence[str], *, grid: Grid | None = None) -> list[DecodedDensity]:
+        """Densities from latents, all held in memory; None for the grid of each source.
 
         Raises:
             UnknownIdError: an id is not there.
+            InputError: the grid has no points, or more than `LARGEST_GRID`.
             MissingExtraError: torch is not installed.
+            ModelError: the encoder of the store is not found.
             StoreError: the arrays of the store are damaged.
         """
         from chgdb.decoded import DecodedDensity
 
+        if grid is not None:
+            _check_grid(grid)
         records = self.get(ids)
         decoded = self._codec.decode(
             [record.latent() for record in records],
             [record.structure for record in records],
             [grid or record.grid for record in records],
         )
-        origin = f"latent of {self.info.encoder.id}"
         return [
             DecodedDensity(
                 density.values,
                 density.structure,
                 id=record.id,
-                origin=origin,
+                origin=f"latent of {self.info.encoder.id}",
                 nmae=record.row["latent_nmae"],
             )
             for record, density in zip(records, decoded, strict=True)
@@ -357,42 +413,33 @@ class Database:
     def _latent(self, row: Mapping[str, Any]) -> Latent:
         from chgdb.density import Latent
 
-        stored = self._arrays().read(row["row"], row["id"])
+        stored = self._arrays.read(row["row"], row["id"])
         return Latent(stored.values, stored.work_grid, stored.n_electrons)
 
-    def _arrays(self, *, writable: bool = False) -> LatentArrays:
+    @cached_property
+    def _arrays(self) -> LatentArrays:
+        """The arrays for reading; they look again at the disk when a row is not there."""
         from chgdb.arrays import LatentArrays
 
-        return LatentArrays.open(self.path / ARRAYS_FOLDER, writable=writable)
+        return LatentArrays.open(self.path / ARRAYS_FOLDER)
 
     @cached_property
     def _codec(self) -> Codec:
-        """The encoder of this store, checked against the hash the store names."""
-        try:
-            from chgdb.codec import load_codec
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("encoding and decoding densities", "ml") from error
+        """The encoder of this store, with the weights the store names."""
         encoder = self.info.encoder
-        folder = find_model(encoder.id)
-        codec = load_codec(folder, self.device)
-        if codec.config.weights_sha256 != encoder.weights_sha256:
-            raise ModelError(
-                f"{folder}: other weights than those that made {self.path} (sha256); "
-                "a store belongs to one encoder"
-            )
-        return codec
+        return _load_codec(find_model(encoder.id, encoder.weights_sha256), self.device)
 
     # ------------------------------------------------------------------ writing
 
     def add(
         self,
-        paths: Sequence[str | Path],
+        paths: str | Path | Sequence[str | Path],
         *,
         ids: Sequence[str] | None = None,
         on_conflict: OnConflict = "error",
         species: Sequence[str] | None = None,
         properties: str | Path | None = None,
-        processes: int = 1,
+        processes: int | None = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> AddReport:
         """Encode density files and store them.
@@ -406,84 +453,80 @@ class Database:
             on_conflict: what to do when the id is taken by a record of another file.
             species: element symbols for CHGCARs that do not name them.
             properties: CSV of reference properties by material id.
-            processes: how many processes parse files.
+            processes: how many parse files; None for as many as pay for their start. With more
+                than one, a script needs `if __name__ == "__main__":` around its work.
             progress: called with the number of files done and the number of all.
 
         Raises:
-            InputError: there is nothing to add, or ids and files do not match.
+            InputError: there is nothing to add, or an argument cannot be used.
             MissingExtraError: torch is not installed.
+            ModelError: the encoder of the store is not found.
             StoreError: the store cannot be written.
         """
         from chgdb.formats import find_densities
         from chgdb.intake import Intake, Known, read_properties, take_in_all
 
-        files = find_densities(paths)
-        if not files:
-            raise InputError(f"no density files in {', '.join(map(str, paths))}")
-        if ids is not None and len(ids) != len(files):
-            raise InputError(f"{len(ids)} ids for {len(files)} files: give one id per file")
-        if on_conflict not in ("error", "skip", "replace"):
-            raise InputError(f"--on-conflict {on_conflict}: use error, skip or replace")
-        if is_shipped(self.path):
-            raise StoreError(
-                f"{self.path}: the store inside the package is read-only; "
-                "make your own with: chgdb init store, or: chgdb export store"
-            )
+        files = find_densities([paths] if isinstance(paths, str | Path) else paths)
+        _check_add(files, paths, ids, on_conflict)
         table = read_properties(properties) if properties else {}
+        with self._writing():
+            pass  # a store that cannot be written is told from before anything is read
+        self._codec  # noqa: B018 (and an encoder that is not there, too)
         stored = self._table.select(columns=["source_sha256", "id"]).values
         known = {sha256: material_id for sha256, material_id in stored if sha256}
-        self._codec  # noqa: B018 (fail before parsing)
         report = AddReport()
+        met = _Met(named=ids is not None, on_conflict=on_conflict)
         batch: list[Intake] = []
+
+        def tell() -> None:
+            if progress:
+                progress(len(report), len(files))
+
         results = take_in_all(files, ids=ids, species=species, known=known, processes=processes)
         for path, result in results:
             if isinstance(result, Known):
-                report.skipped.append(result.id)
-            elif isinstance(result, Intake):
-                batch.append(result)
-            else:
+                report.skipped.append((path, f"stored already as {result.id}"))
+            elif not isinstance(result, Intake):
                 report.failed.append((path, str(result)))
-            if len(batch) == BATCH:
-                self._add_batch(batch, table, on_conflict, report)
-                batch = []
-            if progress:
-                progress(len(report), len(files))
+            elif met.is_new(result, report):
+                batch.append(result)
+                points = sum(math.prod(intake.density.grid) for intake in batch)
+                if len(batch) == BATCH or points >= BATCH_POINTS:
+                    self._add_batch(batch, table, on_conflict, report)
+                    batch = []
+            tell()
         self._add_batch(batch, table, on_conflict, report)
-        if progress:
-            progress(len(files), len(files))
+        tell()
         return report
 
-    def remove(self, ids: Sequence[str]) -> None:
+    def remove(self, ids: str | Sequence[str]) -> None:
         """Remove records, all or none.
 
         Raises:
             UnknownIdError: one is not there.
             StoreError: the store cannot be written.
         """
+        ids = list(dict.fromkeys(_ids(ids)))
         with self._writing():
             rows = [record.row["row"] for record in self.get(ids)]
             self._table.remove(ids)
-            self._arrays(writable=True).erase(rows)
+            self._writable_arrays().erase(rows)
 
     def copy(self, path: str | Path, ids: Sequence[str] | None = None) -> Database:
-        """A new store with some of the records (None: all), bit for bit.
+        """A new store with some of the records (None: all), bit for bit; whole or not at all.
 
         Raises:
             UnknownIdError: an id is not there.
             StoreError: the folder is not empty or cannot be written.
         """
-        records = self.get(self._table.ids() if ids is None else ids)
-        target = Database._create(Path(path), self.info, self.device)
-        source = self._arrays()
-        for start in range(0, len(records), 8 * BATCH):
-            part = records[start : start + 8 * BATCH]
-            stored = [source.read(record.row["row"], record.id) for record in part]
-            target._commit(
-                [record.row for record in part],
-                [latent.values for latent in stored],
-                replacing=False,
-            )
-        return target
+        records = self.get(list(self) if ids is None else ids)
+        with _new_folder(path) as partial:
+            target = Database._create(partial, self.info)
+            for start in range(0, len(records), BATCH):
+                part = records[start : start + BATCH]
+                latents = [record.latent().values for record in part]
+                target._commit([record.row for record in part], latents, replacing=False)
+        return Database(path, device=self.device)
 
     def _add_batch(
         self,
@@ -494,77 +537,95 @@ class Database:
     ) -> None:
         """Encode and commit what does not conflict."""
         chosen = self._without_conflicts(batch, on_conflict, report)
-        encoded = []
-        for intake in chosen:
-            try:
-                encoded.append((intake, *self._encode(intake)))
-            except ChgdbError as error:
-                report.failed.append((intake.path, f"{intake.path}: {error}"))
+        encoded = {item.intake.id: item for item in self._encode_or_report(chosen, report)}
         if not encoded:
             return
-        rows = [{**row, **table.get(intake.id, {})} for intake, row, _ in encoded]
         with self._writing():
-            self._commit(
-                rows, [values for *_, values in encoded], replacing=on_conflict == "replace"
-            )
+            # Another process may have added the same id while this one was encoding.
+            intakes = [intake for intake in chosen if intake.id in encoded]
+            free = self._without_conflicts(intakes, on_conflict, report)
+            rows = [{**encoded[intake.id].row, **table.get(intake.id, {})} for intake in free]
+            latents = [encoded[intake.id].values for intake in free]
+            if rows:
+                self._commit(rows, latents, replacing=on_conflict == "replace")
         report.added += rows
 
     def _without_conflicts(
-        self, batch: Sequence[Intake], on_conflict: OnConflict, report: AddReport
+        self, intakes: Sequence[Intake], on_conflict: OnConflict, report: AddReport
     ) -> list[Intake]:
-        taken = dict(
-            self._table.select(
-                "list_contains(?, id)",
-                [[intake.id for intake in batch]],
-                columns=["id", "source_sha256"],
-            ).values
-        )
-        chosen: dict[str, Intake] = {}
-        for intake in batch:
-            if intake.id in chosen:
-                report.failed.append(
-                    (intake.path, f"{intake.path}: same id {intake.id} as {chosen[intake.id].path}")
-                )
-            elif intake.id not in taken or on_conflict == "replace":
-                chosen[intake.id] = intake
-            elif on_conflict == "skip" or taken[intake.id] == intake.sha256:
-                report.skipped.append(intake.id)
+        """The files whose ids are free, or to be replaced."""
+        ids = [intake.id for intake in intakes]
+        columns = ["id", "source_sha256"]
+        found = self._table.select("list_contains(?, id)", [ids], columns=columns)
+        taken: dict[str, str | None] = dict(found.values)
+        free = []
+        for intake in intakes:
+            if intake.id not in taken:
+                free.append(intake)
+            elif taken[intake.id] == intake.sha256:
+                report.skipped.append((intake.path, f"stored already as {intake.id}"))
+            elif on_conflict == "replace":
+                free.append(intake)
+            elif on_conflict == "skip":
+                report.skipped.append((intake.path, f"id {intake.id} is taken"))
             else:
+                why = "is taken by a record of another file; give --id, or --on-conflict"
                 report.failed.append(
-                    (
-                        intake.path,
-                        _taken(intake),
-                    )
+                    (intake.path, f"{shown(intake.path)}: id {intake.id} {why} skip or replace")
                 )
-        return list(chosen.values())
+        return free
 
-    def _encode(self, intake: Intake) -> tuple[dict[str, Any], Any]:
-        """The row and the latent of one density; errors are those of the stored bytes."""
+    def _encode_or_report(self, intakes: Sequence[Intake], report: AddReport) -> list[_Encoded]:
+        """Encode together; if that fails, in halves, so that a bad density stops no other."""
+        if not intakes:
+            return []
+        try:
+            return self._encode(intakes)
+        except (ChgdbError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError
+            if len(intakes) == 1:
+                path = intakes[0].path
+                report.failed.append((path, f"{shown(path)}: cannot be encoded: {reason(error)}"))
+                return []
+        half = len(intakes) // 2
+        parts = (intakes[:half], intakes[half:])
+        return [item for part in parts for item in self._encode_or_report(part, report)]
+
+    def _encode(self, intakes: Sequence[Intake]) -> list[_Encoded]:
+        """Rows and latents of densities; the errors in the rows are those of the stored bytes."""
         from chgdb.arrays import pack, unpack
         from chgdb.metrics import compare
 
-        density, storage = intake.density, self.info.latent
-        (latent,) = self._codec.encode([density])
-        packed = pack(latent.values, storage.dtype, storage.scale_factor)
-        values = unpack(packed, storage.dtype, storage.scale_factor)
-        (decoded,) = self._codec.decode(
-            [replace(latent, values=values)], [density.structure], [density.grid]
-        )
-        error = compare(decoded, density)
-        row = {
-            **_describe(intake),
-            "work_grid_a": latent.work_grid[0],
-            "work_grid_b": latent.work_grid[1],
-            "work_grid_c": latent.work_grid[2],
-            "latent_nmae": error.nmae,
-            "latent_max_error": error.max_error,
-            "latent_electron_error": error.electron_error,
-            "latent_coarse": self._codec.is_coarse(density.structure.lattice),
-        }
-        return row, values
+        packing = self.info.latent.dtype, self.info.latent.scale_factor
+        densities = [intake.density for intake in intakes]
+        latents = [
+            replace(latent, values=unpack(pack(latent.values, *packing), *packing))
+            for latent in self._codec.encode(densities)
+        ]
+        structures = [density.structure for density in densities]
+        grids = [density.grid for density in densities]
+        decoded = self._codec.decode(latents, structures, grids)
+        encoded = []
+        for intake, latent, back in zip(intakes, latents, decoded, strict=True):
+            error = compare(back, intake.density)
+            row = {
+                **_describe(intake),
+                "work_grid_a": latent.work_grid[0],
+                "work_grid_b": latent.work_grid[1],
+                "work_grid_c": latent.work_grid[2],
+                "latent_nmae": error.nmae,
+                "latent_max_error": error.max_error,
+                "latent_electron_error": error.electron_error,
+                "latent_coarse": self._codec.is_coarse(intake.density.structure.lattice),
+            }
+            encoded.append(_Encoded(intake, row, latent.values))
+        return encoded
 
     def _commit(
-        self, rows: Sequence[Mapping[str, Any]], latents: Sequence[Any], *, replacing: bool
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        latents: Sequence[NDArray[np.float32]],
+        *,
+        replacing: bool,
     ) -> None:
         """Arrays first, then the Parquet part that makes the records exist."""
         import numpy as np
@@ -572,7 +633,7 @@ class Database:
         ids = [row["id"] for row in rows]
         old = self._table.select("list_contains(?, id)", [ids], columns=["row"]).values
         start = self._table.next_row
-        arrays = self._arrays(writable=True)
+        arrays = self._writable_arrays()
         arrays.write(
             start,
             ids,
@@ -585,26 +646,165 @@ class Database:
         if old:
             arrays.erase([row for (row,) in old])
 
+    def _writable_arrays(self) -> LatentArrays:
+        from chgdb.arrays import LatentArrays
+
+        return LatentArrays.open(self.path / ARRAYS_FOLDER, writable=True)
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """The lock of the store's one writer."""
         from filelock import FileLock, Timeout
 
-        path = self.path / LOCK_FILE
+        if is_shipped(self.path):
+            raise StoreError(
+                f"{self.path}: the store inside the package is read-only; make your own with: "
+                "chgdb init store, or: chgdb export store"
+            )
+        path = shown(self.path)
+        lock = FileLock(self.path / LOCK_FILE, timeout=LOCK_TIMEOUT)
         try:
-            with FileLock(path, timeout=LOCK_TIMEOUT):
-                yield
+            lock.acquire()
         except Timeout as error:
-            raise StoreError(f"{self.path}: another process is writing; try again") from error
-        except OSError as error:
-            raise StoreError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise StoreError(
+                f"{path}: another process has been writing for {LOCK_TIMEOUT:g} s; try again later"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            raise StoreError(f"{path}: cannot be written ({reason(error)})") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
 
-def _taken(intake: Intake) -> str:
-    return (
-        f"{intake.path}: id {intake.id} is taken by another density; "
-        "give --id, or --on-conflict skip or replace"
-    )
+class _Met:
+    """The files of one call of `add`, so that none is stored twice and no id given twice."""
+
+    def __init__(self, *, named: bool, on_conflict: OnConflict) -> None:
+        self._named = named
+        self._on_conflict = on_conflict
+        self._by_sha256: dict[str, Path] = {}
+        self._by_id: dict[str, Path] = {}
+
+    def is_new(self, intake: Intake, report: AddReport) -> bool:
+        """Whether to go on with a file; if not, the report says why."""
+        path = intake.path
+        first = self._by_sha256.setdefault(intake.sha256, path)
+        if first != path and not self._named:
+            report.skipped.append((path, f"the same content as {shown(first)}"))
+            return False
+        first = self._by_id.setdefault(intake.id, path)
+        if first == path:
+            return True
+        why = f"id {intake.id} is also that of {shown(first)}"
+        if self._on_conflict == "skip":
+            report.skipped.append((path, why))
+        else:
+            report.failed.append((path, f"{shown(path)}: {why}; give --id for each file"))
+        return False
+
+
+def _check_add(
+    files: Sequence[Path],
+    paths: str | Path | Sequence[str | Path],
+    ids: Sequence[str] | None,
+    on_conflict: str,
+) -> None:
+    """Refuse arguments of `add` that do not fit together."""
+    if not files:
+        asked = [paths] if isinstance(paths, str | Path) else paths
+        raise InputError(f"no density files in {', '.join(map(shown, asked))}")
+    if ids is not None:
+        if len(ids) != len(files):
+            raise InputError(f"{len(ids)} ids for {len(files)} files: give one --id per file")
+        for material_id in ids:
+            check_id(material_id)
+    if on_conflict not in get_args(OnConflict):
+        raise InputError(f"on_conflict {on_conflict!r}: use {', '.join(get_args(OnConflict))}")
+
+
+def _check_grid(grid: Sequence[int]) -> None:
+    text = ",".join(map(str, grid))
+    if len(grid) != 3 or min(grid) < 1:
+        raise InputError(f"grid {text}: give three positive numbers of points")
+    if math.prod(grid) > LARGEST_GRID:
+        raise InputError(
+            f"grid {text}: {math.prod(grid)} points; at most {LARGEST_GRID} (512 x 512 x 512) are "
+            "decoded"
+        )
+
+
+def _load_codec(folder: Path, device: str) -> Codec:
+    """An encoder on a device."""
+    try:
+        from chgdb.codec import load_codec
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError("encoding and decoding densities", "ml") from error
+    return load_codec(folder, device)
+
+
+@contextmanager
+def _new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill; it gets its name when the block ends well, and goes away otherwise."""
+    target = Path(path).absolute()
+    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise StoreError(f"{shown(path)}: exists and is not empty; name a new folder")
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(target)
+    except OSError as error:
+        raise StoreError(f"{shown(path)}: cannot make a store here ({reason(error)})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder; a writer may take one away meanwhile."""
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:
+            continue
+    return total
+
+
+# ---------------------------------------------------------------------- filters
+
+
+def _ids(ids: str | Sequence[str]) -> list[str]:
+    """Ids as a list; text is one id, or several with commas."""
+    return ids.split(",") if isinstance(ids, str) else list(ids)
+
+
+def _listed(values: str | Sequence[str]) -> list[str]:
+    """A list, which may be written as text with commas; nothing twice."""
+    parts = values.split(",") if isinstance(values, str) else values
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def _column(name: str) -> str:
+    """The column that a user means; "-" stands for "_" and upper for lower case."""
+    if name in COLUMNS:
+        return name
+    by_lower = {column.lower(): column for column in COLUMNS}
+    asked = name.lower().replace("-", "_")
+    if asked in by_lower:
+        return by_lower[asked]
+    near = [by_lower[column] for column in get_close_matches(asked, by_lower, n=3)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COLUMNS)}"
+    raise QueryError(f"no column {one_line(name)!r}; {hint}")
+
+
+def _columns(names: str | Sequence[str]) -> list[str]:
+    columns = list(dict.fromkeys(_column(name) for name in _listed(names)))
+    if not columns:
+        raise QueryError("no columns to show: name one, or leave them away")
+    return columns
 
 
 def _column_kinds() -> dict[str, str]:
@@ -613,18 +813,34 @@ def _column_kinds() -> dict[str, str]:
     return {column.name: kinds.get(column.type, column.type) for column in COLUMNS.values()}
 
 
+def _range_condition(name: str, bounds: Range | int) -> Condition:
+    column = _column(name)
+    if _column_kinds()[column] != "number":
+        raise QueryError(f"{column} is {COLUMNS[column].type}: a range needs a column of numbers")
+    if isinstance(bounds, tuple):
+        bounds = ":".join("" if bound is None else str(bound) for bound in bounds)
+    return parse_range(column, str(bounds))
+
+
 def _spacegroup_condition(text: str) -> Condition:
-    """By number, range of numbers or symbol."""
-    if text[:1].isdigit():
+    """By number, range of numbers or symbol, its spaces, underscores and case not regarded."""
+    if text[:1].isdigit() or ":" in text:
         return parse_range("spacegroup", text)
-    symbol = text.replace(" ", "").lower()
-    return Condition("lower(spacegroup_symbol) = ?", (symbol,))
+    symbol = text.replace(" ", "").replace("_", "").lower()
+    return Condition("replace(lower(spacegroup_symbol), '_', '') = ?", (symbol,))
+
+
+def _crystal_system_condition(text: str) -> Condition:
+    if text.lower() not in _CRYSTAL_SYSTEMS:
+        raise QueryError(f"no crystal system {text!r}; there are {', '.join(_CRYSTAL_SYSTEMS)}")
+    return Condition("crystal_system = ?", (text.lower(),))
+
+
+# ---------------------------------------------------------------------- rows
 
 
 def _describe(intake: Intake) -> dict[str, Any]:
     """What a row says of the material and of its source."""
-    from chgdb.query import canonical_formula
-
     density, structure, symmetry = intake.density, intake.density.structure, intake.symmetry
     moment = density.magnetic_moment
     return {
@@ -650,7 +866,7 @@ def _describe(intake: Intake) -> dict[str, Any]:
         "grid_c": density.grid[2],
         "source": "dft",
         "source_format": intake.format,
-        "source_file": intake.path.name,
+        "source_file": os.fsencode(intake.path.name).decode("utf-8", "replace"),
         "source_sha256": intake.sha256,
         "added": datetime.now(UTC).isoformat(timespec="seconds"),
         "chgdb_version": __version__,

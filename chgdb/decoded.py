@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chgdb.density import ChargeDensity
 from chgdb.formats import write_density
 
-__all__ = ["DecodedDensity"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["DecodedDensity", "format_of"]
+
+_FORMATS = {".cube": "cube", ".npz": "npz"}
 
 
-@dataclass(frozen=True, eq=False)
+def format_of(path: str | Path) -> str:
+    """The format that the name of a file to write asks for: "cube", "npz", else "chgcar"."""
+    return _FORMATS.get(Path(path).suffix.lower(), "chgcar")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DecodedDensity(ChargeDensity):
-    """A density decoded from the record of a store.
+    """A density decoded from the record of a store; it has no magnetization.
 
     Attributes:
         id: the record.
@@ -22,22 +33,36 @@ class DecodedDensity(ChargeDensity):
             was added.
     """
 
-    id: str = ""
-    origin: str = ""
-    nmae: float = 0.0
+    id: str
+    origin: str
+    nmae: float
 
     @property
     def comment(self) -> str:
         """What a file written from this density says of itself, in one line."""
         return f"{self.id} from chgdb, {self.origin}, NMAE {self.nmae:.2f} %, no augmentation"
 
-    def write(self, path: str | Path, format: str = "chgcar") -> None:  # noqa: A002
+    def to_xarray(self) -> xr.DataArray:
+        """As of any density, with `material_id`, `origin` and `nmae_percent` in the attributes."""
+        array = super().to_xarray()
+        array.attrs |= {
+            "material_id": self.id,
+            "origin": self.origin,
+            "nmae_percent": self.nmae,
+        }
+        return array
+
+    def write(self, path: str | Path, format: str | None = None) -> None:  # noqa: A002
         """Write a CHGCAR, a Gaussian cube file or an npz archive.
 
         A CHGCAR has no augmentation occupancies: VASP can start from it (ICHARG = 1) but not
         continue exactly (ICHARG = 11).
 
+        Args:
+            path: the file; one that is there is replaced.
+            format: "chgcar", "cube" or "npz"; None for what `format_of` the path says.
+
         Raises:
             InputError: an unknown format, or the file cannot be written.
         """
-        write_density(path, self, format, comment=self.comment)
+        write_density(path, self, format or format_of(path), comment=self.comment)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError
 from chgdb.units import ATOMIC_MASS_PER_A3
 
@@ -25,11 +26,21 @@ Grid = tuple[int, int, int]
 
 
 def _frozen(values: ArrayLike) -> NDArray[np.float64]:
-    """Contiguous read-only float64 array; copies unless the input already is one."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.flags.writeable or not array.flags.c_contiguous:
-        array = np.array(array, dtype=np.float64, order="C")
-        array.setflags(write=False)
+    """Contiguous read-only float64 array; copies unless the input is one that owns its data.
+
+    Raises:
+        InputError: the values are no real numbers in a rectangular array.
+    """
+    if type(values) is np.ndarray and values.dtype == np.float64:
+        flags = values.flags
+        if flags.owndata and flags.c_contiguous and not flags.writeable:
+            return values
+    try:
+        # "same_kind" refuses complex numbers instead of dropping a part of them
+        array = np.asarray(values).astype(np.float64, order="C", casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"not an array of real numbers ({error})") from error
+    array.setflags(write=False)
     return array
 
 
@@ -65,11 +76,14 @@ class Structure:
             raise InputError("the lattice or a coordinate is not a finite number")
         if self.volume < 1e-6:
             raise InputError("the lattice vectors span no volume")
+        if not np.isfinite(self.volume):
+            raise InputError("the lattice vectors are too long")
 
     @property
     def volume(self) -> float:
         """Cell volume in A^3."""
-        return abs(float(np.linalg.det(self.lattice)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return abs(float(np.linalg.det(self.lattice)))
 
     @cached_property
     def composition(self) -> dict[str, int]:
@@ -93,10 +107,16 @@ class Structure:
 
     @property
     def mass_density(self) -> float:
-        """Mass of the cell over its volume, g/cm^3, with standard atomic weights."""
-        from ase.data import atomic_masses, atomic_numbers
+        """Mass of the cell over its volume, g/cm^3, with standard atomic weights.
 
-        mass = sum(float(atomic_masses[atomic_numbers[symbol]]) for symbol in self.species)
+        Raises:
+            InputError: a species is not an element.
+        """
+        from ase.data import atomic_masses
+
+        if unknown := sorted(set(self.species) - set(SYMBOLS)):
+            raise InputError(f"{unknown[0]!r} is not an element")
+        mass = sum(float(atomic_masses[SYMBOLS.index(symbol) + 1]) for symbol in self.species)
         return mass / self.volume * ATOMIC_MASS_PER_A3
 
     @classmethod
@@ -150,7 +170,7 @@ class ChargeDensity:
             shape = self.magnetization.shape
             if len(shape) != 4 or shape[0] not in (1, 3) or shape[1:] != self.values.shape:
                 raise InputError(
-                    f"a magnetization on this grid has shape (1 or 3, {self.grid}), not {shape}"
+                    f"a magnetization on this grid has shape (1 or 3, *{self.grid}), not {shape}"
                 )
             if not np.isfinite(self.magnetization).all():
                 raise InputError("the magnetization holds a value that is not a finite number")
@@ -207,9 +227,11 @@ class Latent:
     """A density in the latent space of an encoder.
 
     Attributes:
-        values: shape (channel, a, b, c), float32; the cell fills the low corner, the rest is zero.
-        work_grid: the grid the network saw.
-        n_electrons: electrons in the cell, which the latent itself does not hold.
+        values: shape (channel, a, b, c), float32. The cell fills the low corner
+            (`LatentStorage.extent`); beyond it a `periodic` latent is zero, and a `paper` latent
+            holds the code of the zeros around the cell.
+        work_grid: grid of the cell that the network saw.
+        n_electrons: electrons in the cell; a `periodic` latent does not hold them.
     """
 
     values: NDArray[np.float32]

@@ -1,88 +1,94 @@
-"""Records as files that other programs read."""
+"""Rows of the table as objects, and as files that other programs read."""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chgdb.errors import InputError
+from chgdb.files import one_line, reason, replacing, shown
+from chgdb.schema import PROPERTIES
 
 if TYPE_CHECKING:
-    from chgdb.database import Database
+    from typing import Unpack
+
+    from chgdb.database import Database, Filters
     from chgdb.density import Structure
     from chgdb.table import Selection
 
-__all__ = ["export_records", "write_structure"]
+__all__ = [
+    "STRUCTURE_COLUMNS",
+    "export_records",
+    "json_ready",
+    "known_properties",
+    "structure_of",
+    "write_structure",
+]
+
+STRUCTURE_COLUMNS = ("lattice", "species", "frac_coords")
+"""The columns whose text is JSON."""
 
 
-def export_records(database: Database, target: str | Path, **filters: Any) -> int:
-    """Write the records that fit; the suffix of the target says how.
+def export_records(database: Database, target: str | Path, **filters: Unpack[Filters]) -> int:
+    """Write the records that fit, all or nothing; the suffix of the target says how.
 
     Args:
         database: where they are.
-        target: `.csv`, `.json` and `.parquet` are tables of every column, `.extxyz` has structures
-            with their properties (ASE), and a name without suffix becomes a new store.
-        **filters: as of `Database.select`.
+        target: `.csv`, `.json` and `.parquet` are tables, `.extxyz` has structures with their
+            properties (ASE), and a name without suffix becomes a new store.
+        **filters: as of `Database.select`; `columns` are those of a table.
 
     Returns:
         The number of records written.
 
     Raises:
         InputError: an unknown suffix, or a target that exists or cannot be written.
+        QueryError: a filter that cannot be understood.
+        StoreError: the new store cannot be written.
     """
     path = Path(target)
-    writers: dict[str, Callable[[Database, Selection, Path], None]] = {
-        ".csv": _write_csv,
-        ".json": _write_json,
-        ".parquet": _write_parquet,
-        ".extxyz": _write_extxyz,
-        "": _write_store,
-    }
-    writer = writers.get(path.suffix.lower())
-    if writer is None:
+    write = _WRITERS.get(path.suffix.lower())
+    if write is None and path.suffix:
         raise InputError(
-            f"{path}: unknown suffix; use .csv, .json, .parquet or .extxyz, or none for a store"
+            f"{shown(path)}: unknown suffix; use .csv, .json, .parquet or .extxyz, or none for a "
+            "store"
         )
+    if path.exists() and (write is not None or not path.is_dir()):
+        raise InputError(f"{shown(path)}: exists already; remove it or choose another name")
+    if write is None or path.suffix.lower() == ".extxyz":
+        filters["columns"] = None
     selection = database.select(**filters)
-    if path.exists() and writer is not _write_store:
-        raise InputError(f"{path}: exists already; remove it or choose another name")
-    try:
-        writer(database, selection, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    if write is None:
+        database.copy(path, [row["id"] for row in selection])
+    else:
+        with replacing(path) as partial:
+            write(selection, partial)
     return len(selection)
 
 
-def _write_csv(_: Database, selection: Selection, path: Path) -> None:
-    selection.frame.to_csv(path, index=False)
+def json_ready(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose columns that hold JSON text, such as the lattice, are unpacked."""
+    return {
+        name: json.loads(value) if name in STRUCTURE_COLUMNS else value
+        for name, value in row.items()
+    }
 
 
-def _write_json(_: Database, selection: Selection, path: Path) -> None:
-    path.write_text(json.dumps(selection.rows(), indent=1) + "\n", encoding="utf-8")
+def structure_of(row: Mapping[str, Any]) -> Structure:
+    """The crystal structure in a row of the table."""
+    from chgdb.density import Structure
+
+    lattice, species, frac_coords = (json.loads(row[name]) for name in STRUCTURE_COLUMNS)
+    return Structure(lattice, tuple(species), frac_coords)
 
 
-def _write_parquet(_: Database, selection: Selection, path: Path) -> None:
-    selection.frame.to_parquet(path, engine="fastparquet", index=False)
-
-
-def _write_extxyz(database: Database, selection: Selection, path: Path) -> None:
-    from ase.io import write
-
-    from chgdb.database import Record
-
-    images = []
-    for row in selection:
-        record = Record(database, row)
-        atoms = record.atoms
-        atoms.info = {"id": record.id, **record.properties}
-        images.append(atoms)
-    write(path, images, format="extxyz")
-
-
-def _write_store(database: Database, selection: Selection, path: Path) -> None:
-    database.copy(path, [row["id"] for row in selection])
+def known_properties(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference properties in a row of the table that are there."""
+    names = (column.name for column in PROPERTIES)
+    return {name: row[name] for name in names if row[name] is not None}
 
 
 def write_structure(
@@ -92,17 +98,71 @@ def write_structure(
     *,
     comment: str = "",
 ) -> None:
-    """Write a structure as "cif" or "poscar".
+    """Write a structure as "cif" or "poscar"; a file that is there is replaced.
+
+    Args:
+        path: the file.
+        structure: what to write.
+        format: "cif" or "poscar".
+        comment: first line of a POSCAR.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: an unknown format, or the file cannot be written.
     """
     from ase.io import write
 
-    options: dict[str, Any] = {"format": "cif"}
-    if format == "poscar":
-        options = {"format": "vasp", "direct": True, "label": comment or structure.formula}
+    if format not in ("cif", "poscar"):
+        raise InputError(f"unknown format {format!r}; known are cif and poscar")
+    with replacing(path) as partial:
+        if format == "cif":
+            write(partial, structure.to_ase(), format="cif")
+            return
+        text = io.StringIO()
+        write(text, structure.to_ase(), format="vasp", direct=True)
+        first, rest = text.getvalue().split("\n", 1)
+        partial.write_text(f"{one_line(comment) or first}\n{rest}", encoding="utf-8")
+
+
+def _write_csv(selection: Selection, path: Path) -> None:
+    selection.frame.to_csv(path, index=False)
+
+
+def _write_json(selection: Selection, path: Path) -> None:
+    rows = [json_ready(row) for row in selection]
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_parquet(selection: Selection, path: Path) -> None:
+    import fastparquet
+
     try:
-        write(path, structure.to_ase(), **options)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        fastparquet.write(
+            str(path),
+            selection.frame,
+            compression="ZSTD",
+            write_index=False,
+            object_encoding="utf8",
+        )
+    except OSError:
+        raise
+    except Exception as error:  # fastparquet raises whatever comes up
+        raise InputError(f"the records cannot be written as Parquet ({reason(error)})") from error
+
+
+def _write_extxyz(selection: Selection, path: Path) -> None:
+    from ase.io import write
+
+    images = []
+    for row in selection:
+        atoms = structure_of(row).to_ase()
+        atoms.info = {"material_id": row["id"], **known_properties(row)}
+        images.append(atoms)
+    write(path, images, format="extxyz")
+
+
+_WRITERS: dict[str, Callable[[Selection, Path], None]] = {
+    ".csv": _write_csv,
+    ".json": _write_json,
+    ".parquet": _write_parquet,
+    ".extxyz": _write_extxyz,
+}

@@ -7,16 +7,13 @@ any other array is ignored.
 
 from __future__ import annotations
 
-import bz2
 import glob
-import gzip
 import hashlib
 import io
 import lzma
 import math
 import os
 import re
-import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from chgdb.chgcar import read_chgcar, write_chgcar
 from chgdb.density import ChargeDensity, Structure
+from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError
+from chgdb.files import COMPRESSIONS, compression_of, one_line, reason, replacing, shown
 from chgdb.units import BOHR
 
 __all__ = ["default_id", "file_sha256", "find_densities", "read_density", "write_density"]
@@ -39,7 +38,7 @@ __all__ = ["default_id", "file_sha256", "find_densities", "read_density", "write
 _LARGEST = 8 * 2**30
 """Bytes that an npz archive and its arrays may take when unpacked."""
 
-_COMPRESSED = (".gz", ".bz2", ".xz")
+_COMPRESSED = tuple(compression.suffix for compression in COMPRESSIONS)
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -66,13 +65,6 @@ def read_density(
     return read_chgcar(path, species=species).density, "chgcar"
 
 
-_DECOMPRESSORS: tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...] = (
-    (b"\x1f\x8b", gzip.open),
-    (b"BZh", bz2.open),
-    (b"\xfd7zXZ\x00", lzma.open),
-)
-
-
 @contextmanager
 def _opened(path: str | Path) -> Iterator[io.BufferedReader]:
     """A file as it is."""
@@ -80,18 +72,15 @@ def _opened(path: str | Path) -> Iterator[io.BufferedReader]:
         with Path(path).open("rb") as file:
             yield file
     except (OSError, ValueError) as error:
-        raise InputError(f"{_shown(path)}: cannot be read ({_reason(error)})") from error
+        raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from error
 
 
 def _unpacked(file: IO[bytes]) -> IO[bytes]:
     """The content of a file that may be compressed, decompressed while it is read."""
-    head = file.read(6)
+    compression = compression_of(file.read(8))
     file.seek(0)
-    for magic, decompressor in _DECOMPRESSORS:
-        if head.startswith(magic):
-            content: IO[bytes] = decompressor(file)
-            return content
-    return file
+    content: IO[bytes] = file if compression is None else compression.open(file)
+    return content
 
 
 def _is_zip(path: str | Path) -> bool:
@@ -107,7 +96,7 @@ def _read_npz(path: str | Path) -> ChargeDensity:
     try:
         return _density_from_arrays(_load_arrays(path))
     except InputError as error:
-        raise InputError(f"{_shown(path)}: {error}") from error
+        raise InputError(f"{shown(path)}: {error}") from error
 
 
 def _density_from_arrays(arrays: dict[str, NDArray[Any]]) -> ChargeDensity:
@@ -151,7 +140,7 @@ def _load_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
             raise
         except Exception as error:
             # zipfile and numpy raise a dozen types, from struct.error to TokenError, on bad bytes.
-            raise InputError(f"damaged npz archive ({_reason(error)})") from error
+            raise InputError(f"damaged npz archive ({reason(error)})") from error
 
 
 def _load_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
@@ -189,12 +178,10 @@ def _too_large() -> InputError:
 
 
 def _symbols(numbers: NDArray[Any]) -> tuple[str, ...]:
-    from ase.data import chemical_symbols
-
-    bad = numbers[(numbers < 1) | (numbers >= len(chemical_symbols))]
+    bad = numbers[(numbers < 1) | (numbers > len(SYMBOLS))]
     if bad.size:
         raise InputError(f"numbers holds {bad[0]}, which is not an atomic number")
-    return tuple(chemical_symbols[number] for number in numbers)
+    return tuple(SYMBOLS[number - 1] for number in numbers)
 
 
 # --- writing --------------------------------------------------------------------------------
@@ -228,10 +215,10 @@ def write_density(
         raise InputError(f"unknown format {format!r}; known are {known}")
     if Path(path).suffix in _COMPRESSED:
         raise InputError(
-            f"{_shown(path)}: {format} files are not compressed; drop {Path(path).suffix}"
+            f"{shown(path)}: {format} files are not compressed; drop {Path(path).suffix}"
         )
-    with _replacing(path) as temporary:
-        _WRITERS[format](temporary, density, None if comment is None else _one_line(comment))
+    with replacing(path) as temporary:
+        _WRITERS[format](temporary, density, None if comment is None else one_line(comment))
 
 
 def _write_npz(path: Path, density: ChargeDensity, comment: str | None) -> None:
@@ -251,11 +238,9 @@ def _write_npz(path: Path, density: ChargeDensity, comment: str | None) -> None:
 
 
 def _numbers(species: Sequence[str]) -> NDArray[np.int64]:
-    from ase.data import chemical_symbols
-
-    if unknown := sorted(set(species) - set(chemical_symbols[1:])):
+    if unknown := sorted(set(species) - set(SYMBOLS)):
         raise InputError(f"{unknown[0]!r} is not an element")
-    return np.array([chemical_symbols.index(symbol) for symbol in species], dtype=np.int64)
+    return np.array([SYMBOLS.index(symbol) + 1 for symbol in species], dtype=np.int64)
 
 
 def _single(values: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -281,22 +266,6 @@ _WRITERS: dict[str, Callable[[Path, ChargeDensity, str | None], None]] = {
     "cube": _write_cube,
     "npz": _write_npz,
 }
-
-
-@contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
-    """The name of a file to make; it takes the place of `path` once it is whole."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".chgdb-{secrets.token_hex(6)}.tmp")
-    try:
-        if target.exists() and not target.is_file():
-            raise InputError(f"{_shown(path)}: not a regular file; name a file to write")
-        yield temporary
-        temporary.replace(target)
-    except OSError as error:
-        raise InputError(f"{_shown(path)}: cannot be written ({_reason(error)})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- finding --------------------------------------------------------------------------------
@@ -333,7 +302,7 @@ def _expanded(path: str | Path) -> list[Path]:
     """The files one argument means."""
     matches = [path] if _exists(path) else glob.glob(str(path), recursive=True)  # noqa: PTH207
     if not matches:
-        raise InputError(f"{_shown(path)}: no such file or directory")
+        raise InputError(f"{shown(path)}: no such file or directory")
     files: list[Path] = []
     for match in map(Path, matches):
         files.extend(_below(match) if match.is_dir() else [match])
@@ -344,14 +313,14 @@ def _exists(path: str | Path) -> bool:
     try:
         return Path(path).exists()
     except OSError as error:
-        raise InputError(f"{_shown(path)}: cannot be read ({_reason(error)})") from error
+        raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from error
 
 
 def _below(directory: Path) -> Iterator[Path]:
     """The densities in a directory and all below it."""
 
     def fail(error: OSError) -> None:
-        raise InputError(f"{_shown(error.filename)}: cannot be read ({_reason(error)})") from error
+        raise InputError(f"{shown(error.filename)}: cannot be read ({reason(error)})") from error
 
     for parent, directories, names in os.walk(directory, onerror=fail):
         directories[:] = [name for name in directories if not name.startswith(".")]
@@ -417,22 +386,3 @@ def file_sha256(path: str | Path) -> str:
     """
     with _opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --- messages -------------------------------------------------------------------------------
-
-
-def _shown(path: str | Path) -> str:
-    """A path as one printable line."""
-    text = os.fspath(path)
-    return text if text.isprintable() else ascii(text)
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, as one line without the path."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return _one_line(reason) or type(error).__name__
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -25,25 +25,32 @@ __all__ = [
     "zero_pad",
 ]
 
+_MAX_POINTS = 2**30
+"""Points of the largest grid that is made: 8 GiB."""
+
 
 def fourier_resample(values: NDArray[np.float64], grid: Sequence[int]) -> NDArray[np.float64]:
     """A real periodic field on another grid of the same cell, by trigonometric interpolation.
 
-    Exact for a field without components at or above the lower of the two Nyquist frequencies;
-    components there are dropped. The mean is kept to rounding.
+    Exact for a field without components at or above the Nyquist frequency of the coarser grid of
+    each axis; components there are dropped. An axis whose number of points stays keeps all of them.
+    The mean is kept to rounding.
 
     Args:
         values: shape (n1, n2, n3).
         grid: points along a, b, c of the result.
 
     Raises:
-        InputError: a grid of less than one point.
+        InputError: a grid of less than one point or of more than 2^30.
     """
     grid = tuple(int(n) for n in grid)
     if len(grid) != 3 or min(grid) < 1:
         raise InputError(f"a grid is three positive numbers, not {grid}")
+    if math.prod(grid) > _MAX_POINTS:
+        raise InputError(f"a grid of {grid} points is too large: at most {_MAX_POINTS} points")
+    values = np.asarray(values, dtype=np.float64)
     if grid == values.shape:
-        return np.array(values, dtype=np.float64)
+        return values.copy()
     coefficients = np.fft.rfftn(values, axes=(0, 1, 2))
     for axis in (0, 1):
         coefficients = _cut_or_pad(coefficients, axis, values.shape[axis], grid[axis])
@@ -74,10 +81,14 @@ def _cut_or_pad(
 
 
 def shift_origin(values: NDArray[np.float64], shift: ArrayLike) -> NDArray[np.float64]:
-    """The field f(x - shift) for a fractional `shift` that need not fall on a grid point.
+    """The field f(x - shift), whose shift need not be a whole number of grid points.
 
     Nyquist components of even axes, which have no defined phase, are dropped unless the shift is
     a whole number of points there.
+
+    Args:
+        values: shape (n1, n2, n3).
+        shift: three fractional coordinates.
     """
     coefficients = np.fft.rfftn(values, axes=(0, 1, 2))
     for axis, (n, s) in enumerate(zip(values.shape, np.asarray(shift, float), strict=True)):
@@ -119,7 +130,8 @@ def spacing_grid(
         lattice: shape (3, 3), rows in Angstrom.
         density: points per Angstrom.
         multiple: every dimension is a multiple of it.
-        largest: no dimension exceeds it, even where that is coarser than asked.
+        largest: no dimension exceeds it, even where that is coarser than asked; a multiple of
+            `multiple` itself.
     """
     lengths = np.linalg.norm(lattice, axis=1)
     steps = np.ceil(lengths * density / multiple - 1e-6).astype(int)
@@ -129,7 +141,12 @@ def spacing_grid(
 
 
 def points_per_angstrom(lattice: NDArray[np.float64], grid: Sequence[int]) -> float:
-    """The lowest sampling density of a grid over its three axes, in 1/Angstrom."""
+    """The lowest sampling density of a grid over its three axes, in 1/Angstrom.
+
+    Args:
+        lattice: shape (3, 3), rows in Angstrom.
+        grid: points along a, b, c.
+    """
     return float((np.asarray(grid) / np.linalg.norm(lattice, axis=1)).min())
 
 

@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 import multiprocessing
+import os
+import signal
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from chgdb.density import ChargeDensity
 from chgdb.errors import ChgdbError, InputError
+from chgdb.files import reason, shown
 from chgdb.formats import default_id, file_sha256, read_density
 from chgdb.schema import PROPERTIES, check_id
 from chgdb.symmetry import Symmetry, find_symmetry
 
 __all__ = ["Intake", "Known", "read_properties", "take_in", "take_in_all"]
+
+_SECONDS_PER_FILE = 0.005
+_SECONDS_PER_BYTE = 1.5e-8
+"""What reading takes one process; measured on npz archives and plain and gzipped CHGCARs."""
+
+_WORTHWHILE_SECONDS = 5.0
+"""Of reading; below it, starting more processes (0.5 to 1 s) saves nothing worth their memory."""
+
+_BYTES_AHEAD = 2**29
+"""Of files that are read before they are asked for."""
+
+_PROPERTIES = {column.name: column.type for column in PROPERTIES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,77 +106,169 @@ def take_in_all(
     ids: Sequence[str] | None = None,
     species: Sequence[str] | None = None,
     known: Mapping[str, str] | None = None,
-    processes: int = 1,
+    processes: int | None = 1,
 ) -> Iterator[tuple[Path, Result]]:
-    """Read files in their order, a few ahead of the consumer; a bad one becomes its error."""
-    jobs = [
-        (path, {"material_id": ids[i] if ids else None, "species": species, "known": known})
-        for i, path in enumerate(paths)
+    """Read files in their order, a few ahead of the consumer; a bad one becomes its error.
+
+    Args:
+        paths: density files.
+        ids: one id per file; by default made from the names of the files.
+        species: element symbols for CHGCARs that do not name them.
+        known: sha256 -> id of what is stored; such a file is not parsed again.
+        processes: that read; None for as many as pay for their start.
+
+    Raises:
+        InputError: a process was killed.
+    """
+    jobs: list[tuple[Path, str | None]] = [
+        (path, ids[i] if ids else None) for i, path in enumerate(paths)
     ]
-    if processes == 1 or len(jobs) < 4:
-        for path, options in jobs:
-            yield path, _attempt(path, options)
+    if processes is None:
+        processes = _worthwhile_processes(paths)
+    if processes == 1:
+        for path, material_id in jobs:
+            yield path, _attempt(path, material_id, species, known)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, context, _start_worker, (known,)) as pool:
         waiting = deque(jobs)
-        running: deque[Any] = deque()
+        running: deque[tuple[Path, int, Future[Result]]] = deque()
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * processes:
-                    path, options = waiting.popleft()
-                    running.append((path, pool.submit(_attempt, path, options)))
-                path, future = running.popleft()
+                    path, material_id = waiting[0]
+                    size = _size(path)
+                    if running and sum(ahead for _, ahead, _ in running) + size > _BYTES_AHEAD:
+                        break
+                    waiting.popleft()
+                    future = pool.submit(_work, path, material_id, species)
+                    running.append((path, size, future))
+                path, _, future = running.popleft()
                 yield path, future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{path}: a process that read this file or the next ones was killed, perhaps for "
+                "lack of memory; try --processes 1"
+            ) from error
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _attempt(path: Path, options: Mapping[str, Any]) -> Result:
+def _worthwhile_processes(paths: Sequence[Path]) -> int:
+    """As many processes as there are cores, or 1 where one is done before the others start."""
+    seconds = sum(_SECONDS_PER_FILE + _size(path) * _SECONDS_PER_BYTE for path in paths)
+    return (os.cpu_count() or 1) if seconds > _WORTHWHILE_SECONDS else 1
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+_known_to_worker: Mapping[str, str] | None = None
+"""What is stored, in a process that reads: sent once, not with every file."""
+
+
+def _start_worker(known: Mapping[str, str] | None) -> None:
+    global _known_to_worker
+    _known_to_worker = known
+    # Ctrl-C reaches every process of a terminal; only the main one answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(path: Path, material_id: str | None, species: Sequence[str] | None) -> Result:
+    return _attempt(path, material_id, species, _known_to_worker)
+
+
+def _attempt(
+    path: Path,
+    material_id: str | None,
+    species: Sequence[str] | None,
+    known: Mapping[str, str] | None,
+) -> Result:
     """`take_in`, with what goes wrong as a value that travels between processes."""
     try:
-        return take_in(path, **options)
+        return take_in(path, material_id=material_id, species=species, known=known)
     except ChgdbError as error:
         return InputError(str(error))
     except MemoryError:
-        return InputError(f"{path}: not enough memory to read it")
+        return InputError(f"{shown(path)}: not enough memory to read it")
+    except Exception as error:  # noqa: BLE001 (a defect that one file meets stops no other file)
+        return InputError(f"{shown(path)}: unexpected {type(error).__name__}: {reason(error)}")
 
 
 def read_properties(path: str | Path) -> dict[str, dict[str, Any]]:
     """Properties by material id, from a CSV file (.gz too) in the units of the schema.
 
-    The column `material_id` or `id` names the material; `formula` is ignored.
+    The column `material_id` or `id` names the material; `formula` is ignored, and so are empty
+    cells and "nan".
 
     Raises:
-        InputError: the file cannot be read, or has no id or an unknown column.
+        InputError: the file cannot be read, or has no id or an unknown column, names a material
+            twice, or holds a value that is none.
     """
     opener = gzip.open if str(path).endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            key = next((name for name in ("material_id", "id") if name in columns), None)
-            if key is None:
-                raise InputError(f"{path}: a table of properties needs a column material_id")
-            types = {column.name: column.type for column in PROPERTIES}
-            unknown = set(columns) - {key, "formula"} - set(types)
-            if unknown:
-                names = ", ".join(sorted(unknown))
-                raise InputError(f"{path}: unknown property {names}; docs/format.md lists them")
-            return {
-                row[key]: {name: _value(row[name], types[name]) for name in types if row.get(name)}
-                for row in reader
-            }
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise InputError(f"{path}: not a readable table of properties ({error})") from error
+            key, names = _property_columns(reader.fieldnames or [])
+            table: dict[str, dict[str, Any]] = {}
+            for row in reader:
+                try:
+                    material_id = check_id(row[key] or "")
+                    if material_id in table:
+                        raise InputError(f"{material_id} is there twice")
+                    table[material_id] = _properties(row, names)
+                except InputError as error:
+                    raise InputError(f"line {reader.line_num}: {error}") from error
+            return table
+    except InputError as error:
+        raise InputError(f"{shown(path)}: {error}") from error
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
+        raise InputError(
+            f"{shown(path)}: not a readable table of properties ({reason(error)})"
+        ) from error
 
 
-def _value(text: str, column_type: str) -> str | float | bool:
-    if column_type == "text":
+def _property_columns(columns: Sequence[str]) -> tuple[str, list[str]]:
+    """The column of the ids and those of the properties."""
+    key = next((name for name in ("material_id", "id") if name in columns), None)
+    if key is None:
+        raise InputError("a table of properties needs a column material_id")
+    names = [name for name in columns if name not in (key, "formula")]
+    for name in names:
+        if name not in _PROPERTIES:
+            near = get_close_matches(name.lower(), _PROPERTIES, n=1)
+            hint = f"did you mean {near[0]}?" if near else "docs/format.md lists them"
+            raise InputError(f"unknown property {name!r}; {hint}")
+    return key, names
+
+
+def _properties(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The values of a row that are there."""
+    if None in row or None in row.values():
+        raise InputError("another number of columns than in the first line")
+    values = {name: _value(name, row[name].strip()) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _value(name: str, text: str) -> str | float | bool | None:
+    if text.lower() in ("", "nan"):
+        return None
+    kind = _PROPERTIES[name]
+    if kind == "text":
         return text
-    if column_type == "boolean":
+    if kind == "boolean":
         words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
         if text.lower() not in words:
-            raise ValueError(f"{text!r} is neither true nor false")
+            raise InputError(f"{name} is {text!r}, neither true nor false")
         return words[text.lower()]
-    return float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"{name} is {text!r}, not a finite number")
+    return number

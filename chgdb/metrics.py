@@ -60,7 +60,8 @@ def compare_cells(density: ChargeDensity, reference: ChargeDensity) -> DensityEr
     """`compare` for two grids of one cell: the density is resampled to that of the reference.
 
     Raises:
-        InputError: the cells differ by more than the 6 decimals of a CHGCAR explain.
+        InputError: the cells differ by more than the 6 decimals of a CHGCAR explain, or the
+            reference is zero everywhere.
     """
     if not np.allclose(density.structure.lattice, reference.structure.lattice, atol=1e-4):
         raise InputError(

@@ -25,11 +25,14 @@ class Autoencoder(nn.Module):
     """Grid points per latent point along one axis."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """(batch, 1, n1, n2, n3), each n a multiple of `factor` -> (batch, channel, n/factor)."""
+        """(batch, 1, n1, n2, n3) -> (batch, channel, n1/f, n2/f, n3/f), f = `factor`.
+
+        Every n is a multiple of f; the tensors are float32.
+        """
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """The inverse of `encode`, shapes swapped."""
+        """(batch, channel, m1, m2, m3) -> (batch, 1, m1 f, m2 f, m3 f): back from `encode`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,8 +115,11 @@ class PeriodicNet(Autoencoder):
     Args:
         latent_channels: channels of the latent.
         widths: channels of each stage, finest first; one per halving.
-        encoder_blocks: residual blocks of each stage on the way down.
-        decoder_blocks: residual blocks of each stage on the way up.
+        encoder_blocks: residual blocks of each stage on the way down, finest first.
+        decoder_blocks: residual blocks of each stage on the way up, finest first.
+
+    Raises:
+        ValueError: there are not as many numbers of blocks as widths.
     """
 
     def __init__(
@@ -125,12 +131,10 @@ class PeriodicNet(Autoencoder):
     ) -> None:
         super().__init__()
         self.factor = 2 ** len(widths)
-        channels = [1, *widths]
         down: list[nn.Module] = []
         up: list[nn.Module] = []
-        for c_in, c_out, n_down, n_up in zip(
-            channels, widths, encoder_blocks, decoder_blocks, strict=False
-        ):
+        stages = zip(pairwise([1, *widths]), encoder_blocks, decoder_blocks, strict=True)
+        for (c_in, c_out), n_down, n_up in stages:
             down += [nn.Conv3d(c_in, c_out, 2, stride=2)]
             down += [_ResidualBlock(c_out) for _ in range(n_down)]
             up = [
@@ -146,8 +150,8 @@ class PeriodicNet(Autoencoder):
         """Start from a linear transform of blocks of factor^3 points and its transpose.
 
         The residual blocks start at zero, so with orthogonal weights, scaled to keep a constant
-        field as large as it was, the untrained network projects on 16 of 512 components instead of
-        losing the signal.
+        field as large as it was, the untrained network projects each block on `latent_channels`
+        components instead of losing the signal.
         """
         encoder = [m for m in self.encoder if isinstance(m, nn.Conv3d)]
         decoder = [m for m in self.decoder if isinstance(m, nn.ConvTranspose3d)]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from chgdb.density import ChargeDensity
 from chgdb.errors import InputError, MissingExtraError
+from chgdb.files import replacing, shown
 from chgdb.grid import fourier_resample
 from chgdb.metrics import compare_cells
 
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["plot_slice"]
 
 _AXES = {"a": 0, "b": 1, "c": 2}
-_FINE = 6
-"""A slice is drawn on a grid so many times finer than the density's shortest axis needs."""
+_FINE = 3
+"""A slice is drawn on a grid so many times finer than that of the density..."""
+_COARSEST = 144
+"""...and with at least so many points along each axis."""
+_IN_PLANE = 0.1
+"""Angstrom between an atom and the plane in which it is drawn."""
 
 
 def plot_slice(
@@ -41,18 +46,19 @@ def plot_slice(
         path: PNG, SVG or PDF to write.
         reference: a density of the same cell.
         normal: the lattice vector that the plane cuts, "a", "b" or "c".
-        height: fractional coordinate of the plane along it.
+        height: fractional coordinate of the plane along it, any number.
         title: name of the density.
 
     Raises:
-        InputError: an unknown axis, or the cells differ, or the file cannot be written.
+        InputError: an unknown axis, or the cells differ, or the file cannot be written or has
+            another suffix.
         MissingExtraError: matplotlib is not installed.
     """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("drawing", "all") from error
+        raise MissingExtraError("drawing", "plot") from error
     if normal not in _AXES:
         raise InputError(f"--normal {normal}: use a, b or c")
     axis = _AXES[normal]
@@ -67,6 +73,7 @@ def plot_slice(
     else:
         panels.append((title, plane, "density"))
     top = max(float(values.max()) for _, values, kind in panels if kind == "density")
+    top = top if top > 0 else 1.0
     figure = Figure(figsize=(4.2 * len(panels), 4.0), layout="constrained", dpi=120)
     for number, (name, values, kind) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
@@ -77,22 +84,23 @@ def plot_slice(
             else {"cmap": mpl.colormaps["RdBu_r"], "vmin": -peak, "vmax": peak}
         )
         _draw(axes, density, values, axis, height, colours)
-        axes.set_title(name, fontsize=10)
+        axes.set_title(name.replace("$", r"\$"), fontsize=10)
         figure.colorbar(axes.collections[0], ax=axes, shrink=0.8, label="e/Å³")
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
+    kind_of_file = Path(path).suffix[1:].lower()
+    if kind_of_file not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"{shown(path)}: no picture has this suffix; use .png, .svg or .pdf")
+    with replacing(path) as partial:
+        figure.savefig(partial, format=kind_of_file)
 
 
 def _plane(values: NDArray[np.float64], axis: int, height: float) -> NDArray[np.float64]:
-    """A lattice plane, interpolated to its height and to a fine grid."""
+    """A lattice plane at a fractional height, shape (m1, m2) on a fine grid, e/A^3."""
     n = values.shape[axis]
     frequencies = np.fft.fftfreq(n, 1 / n)
     phases = np.exp(2j * np.pi * frequencies * height)
     coefficients = np.fft.fft(values, axis=axis)
     plane = np.tensordot(coefficients, phases, axes=(axis, 0)).real / n
-    shape = [max(int(m), 48) * _FINE // 2 for m in plane.shape]
+    shape = [max(_FINE * int(m), _COARSEST) for m in plane.shape]
     fine: NDArray[np.float64] = fourier_resample(plane[:, :, None], (*shape, 1))[:, :, 0]
     return fine
 
@@ -105,14 +113,18 @@ def _draw(
     height: float,
     colours: dict[str, Any],
 ) -> None:
-    """One panel: the plane spanned by the two other lattice vectors, in Angstrom."""
+    """One panel: the plane spanned by the two other lattice vectors, in Angstrom.
+
+    Named are the atoms within `_IN_PLANE` of it.
+    """
     lattice = density.structure.lattice
     others = [i for i in range(3) if i != axis]
     first, second = lattice[others[0]], lattice[others[1]]
     length = float(np.linalg.norm(first))
     along = float(first @ second) / length
     across = float(np.sqrt(second @ second - along**2))
-    u, v = (np.linspace(0, 1, n + 1) for n in values.shape)
+    spacing = density.structure.volume / (length * across)
+    u, v = (np.linspace(0, 1, n + 1) - 0.5 / n for n in values.shape)
     x = u[:, None] * length + v[None, :] * along
     y = np.broadcast_to(v[None, :] * across, x.shape)
     axes.pcolormesh(x, y, values, shading="flat", rasterized=True, **colours)
@@ -120,7 +132,7 @@ def _draw(
         density.structure.frac_coords, density.structure.species, strict=True
     ):
         distance = (position[axis] - height + 0.5) % 1 - 0.5
-        if abs(distance) * float(np.linalg.norm(lattice[axis])) < 0.1:
+        if abs(distance) * spacing < _IN_PLANE:
             s, t = position[others] % 1
             axes.plot(s * length + t * along, t * across, "w.", markersize=3)
             axes.annotate(symbol, (s * length + t * along, t * across), color="w", fontsize=8)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
+from chgdb.elements import SYMBOLS
 from chgdb.errors import QueryError
 
 __all__ = [
@@ -33,14 +34,6 @@ __all__ = [
     "parse_range",
     "parse_where",
 ]
-
-_SYMBOLS = (
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se "
-    "Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb "
-    "Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm "
-    "Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
-)
-_ELEMENTS = frozenset(_SYMBOLS.split())
 
 _ALIASES = {
     "nelements": "n_elements",
@@ -219,9 +212,9 @@ def _count_atoms(formula: str) -> dict[str, int]:
 
 
 def _check_element(symbol: str, where: str = "") -> None:
-    if symbol not in _ELEMENTS:
+    if symbol not in SYMBOLS:
         capital = symbol.strip().capitalize()
-        hint = f"; did you mean {capital}?" if capital in _ELEMENTS else ""
+        hint = f"; did you mean {capital}?" if capital in SYMBOLS else ""
         raise QueryError(f"{_shown(symbol)} is not an element{where}{hint}")
 
 

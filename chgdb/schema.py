@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from chgdb.errors import FormatVersionError, InputError, StoreError
+from chgdb.files import replace_file
 
 __all__ = [
     "ARRAYS_FOLDER",
@@ -20,8 +21,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "INFO_FILE",
-    "LATENT_FACTOR",
-    "PARTIAL_SUFFIX",
+    "LATENT_BOX",
     "PROPERTIES",
     "TABLE_FOLDER",
     "Column",
@@ -31,10 +31,6 @@ __all__ = [
     "StoreInfo",
     "check_id",
     "check_packing",
-    "install_file",
-    "partial_path",
-    "replace_file",
-    "sync_folder",
 ]
 
 FORMAT = "chgdb-store"
@@ -43,11 +39,8 @@ INFO_FILE = "chgdb.json"
 ARRAYS_FOLDER = "latents.zarr"
 TABLE_FOLDER = "materials"
 
-PARTIAL_SUFFIX = ".partial"
-"""End of the name of a file that is being written."""
-
-LATENT_FACTOR = 8
-"""Grid points of the work grid per point of the latent: its extent is ceil(work_grid / 8)."""
+LATENT_BOX = 128
+"""Grid points along an axis that a latent array stands for, however many points it has itself."""
 
 ColumnType = Literal["text", "integer", "real", "boolean"]
 
@@ -208,6 +201,18 @@ class LatentStorage:
         if len(self.shape) != 4 or min(self.shape) < 1:
             raise InputError(f"a latent has 4 positive dimensions, not {self.shape}")
 
+    def extent(self, work_grid: Sequence[int]) -> tuple[int, int, int]:
+        """Points of the latent along a, b, c that a cell encoded on `work_grid` fills.
+
+        A latent point stands for 128 / edge grid points: 16 in a latent of (8, 8, 8, 8), 8 in one
+        of (16, 16, 16, 16) and 4 in one of (32, 32, 32, 32).
+        """
+        a, b, c = (
+            -(-int(n) * edge // LATENT_BOX)
+            for n, edge in zip(work_grid, self.shape[1:], strict=True)
+        )
+        return a, b, c
+
 
 def check_packing(dtype: str, scale_factor: float | None) -> None:
     """Whether latents can be stored so.
@@ -295,50 +300,3 @@ def _load_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise StoreError(f"{path}: not the {path.name} of a chgdb store")
     return content
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that, whatever happens, its old or its new content is there, on the disk.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    partial = partial_path(path)
-    try:
-        partial.write_bytes(content)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
-    install_file(partial, path)
-
-
-def partial_path(path: Path) -> Path:
-    """Where to write what shall become `path`: the same folder, a name that readers ignore."""
-    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-
-
-def install_file(partial: Path, path: Path) -> None:
-    """Bring a finished file to the disk and then to its name, replacing what has it.
-
-    Raises:
-        StoreError: the system refuses.
-    """
-    try:
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring renames in a folder to the disk, where the system can (Windows cannot)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,15 +27,12 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
+from chgdb.files import PARTIAL_SUFFIX, replacing, sync_folder
 from chgdb.schema import (
     COLUMNS,
     FORMAT_VERSION,
-    PARTIAL_SUFFIX,
     Column,
     check_id,
-    install_file,
-    partial_path,
-    sync_folder,
 )
 
 if TYPE_CHECKING:
@@ -517,17 +514,15 @@ def _write(path: Path, values: Sequence[tuple[Any, ...]]) -> None:
 
     units = {column.name: column.unit for column in COLUMNS.values() if column.unit}
     metadata = {"chgdb.format_version": str(FORMAT_VERSION), "chgdb.units": json.dumps(units)}
-    partial = partial_path(path)
-    try:
-        fastparquet.write(
-            str(partial),
-            _frame(tuple(COLUMNS), values),
-            compression="ZSTD",
-            write_index=False,
-            object_encoding="utf8",
-            custom_metadata=metadata,
-        )
-    except Exception as error:  # fastparquet raises whatever comes up
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written ({_one_line(error)})") from error
-    install_file(partial, path)
+    with replacing(path, StoreError, durable=True) as partial:
+        try:
+            fastparquet.write(
+                str(partial),
+                _frame(tuple(COLUMNS), values),
+                compression="ZSTD",
+                write_index=False,
+                object_encoding="utf8",
+                custom_metadata=metadata,
+            )
+        except Exception as error:  # fastparquet raises whatever comes up
+            raise StoreError(f"{path}: cannot be written ({_one_line(error)})") from error

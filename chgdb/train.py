@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from chgdb.arrays import pack, unpack
 from chgdb.codec import (
     BOX,
     Codec,
+    PaperCodec,
     PeriodicCodec,
     build_codec,
     build_net,
@@ -32,7 +34,8 @@ from chgdb.codec import (
     signed_sqrt,
 )
 from chgdb.density import ChargeDensity, Grid
-from chgdb.errors import InputError
+from chgdb.errors import InputError, ModelError
+from chgdb.files import reason, replacing
 from chgdb.formats import default_id, find_densities, read_density
 from chgdb.grid import fourier_resample, shift_origin, zero_pad
 from chgdb.intake import read_properties
@@ -56,10 +59,23 @@ Field = NDArray[np.float32]
 STATE_FILE = "state.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
+_PROGRESS: dict[str, Callable[[Any], float]] = {
+    "epoch": int,
+    "steps": int,
+    "stale": int,
+    "best": float,
+    "factor": float,
+    "seconds": float,
+}
+"""Attributes of a run that its state file keeps."""
+
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading a damaged state raises."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One material of the training set."""
+    """One material with its density, for training or for measuring."""
 
     id: str
     density: ChargeDensity
@@ -72,23 +88,32 @@ class TrainSettings:
     Attributes:
         epochs: passes over the training materials; the cosine schedule of `periodic` ends there.
         batch_points: grid points in one optimiser step.
-        learning_rate: Adam's, at its peak.
+        learning_rate: of Muon (`periodic`) or Adam (`paper`), at its peak.
         patience: epochs without a better validation error after which training stops.
         average: decay of the running average of the weights that is validated and kept (0: none).
-        full_precision_epochs: last epochs in float32; those before use bfloat16 where it is fast.
+        full_precision_epochs: last epochs in float32; those before multiply in bfloat16.
         box_margin: empty points kept beside a cell when `paper` is trained (its box is 128^3, but
             a convolution of zeros far from the cell teaches nothing).
         seed: of weights and of the order and augmentation of the samples.
+
+    Raises:
+        InputError: a value makes no sense.
     """
 
-    epochs: int = 100
+    epochs: int = 72
     batch_points: int = 100_000
-    learning_rate: float = 1.5e-3
-    patience: int = 20
+    learning_rate: float = 4e-3
+    patience: int = 30
     average: float = 0.998
-    full_precision_epochs: int = 10
+    full_precision_epochs: int = 5
     box_margin: int = 8
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_points, self.patience) < 1 or not self.learning_rate > 0:
+            raise InputError("epochs, batch_points, patience and learning_rate must be positive")
+        if not 0 <= self.average < 1 or min(self.box_margin, self.seed) < 0:
+            raise InputError("average must be in [0, 1), box_margin and seed not negative")
 
 
 def encoder_config(kind: str, latent_size: int = 16) -> EncoderConfig:
@@ -111,14 +136,23 @@ def encoder_config(kind: str, latent_size: int = 16) -> EncoderConfig:
         net["encoder_blocks"] = [1, 1, 2, 2][:stages]
         net["decoder_blocks"] = [2, 3, 3, 3][:stages]
     size = latent_size
-    return EncoderConfig(f"{kind}-{size}", kind, (size, size, size, size), net)
+    refine_steps = 0 if kind == "paper" else 16
+    shape = (size, size, size, size)
+    return EncoderConfig(f"{kind}-{size}", kind, shape, net, refine_steps=refine_steps)
 
 
-def settings_for(kind: str, *, epochs: int = 100, seed: int = 0) -> TrainSettings:
+def settings_for(kind: str, *, epochs: int = 72, seed: int = 0) -> TrainSettings:
     """The settings each encoder was trained with; `paper` has those of its paper."""
     settings = TrainSettings(epochs=epochs, seed=seed)
     if kind == "paper":
-        return replace(settings, batch_points=300_000, learning_rate=1e-3, patience=10, average=0.0)
+        return replace(
+            settings,
+            batch_points=300_000,
+            learning_rate=1e-3,
+            patience=10,
+            average=0.0,
+            full_precision_epochs=3,
+        )
     return settings
 
 
@@ -132,7 +166,7 @@ def load_samples(
         properties: CSV whose column `split` decides where it names a material.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read, or the table names a part that there is not.
     """
     table = read_properties(properties) if properties else {}
     splits = {name: row["split"] for name, row in table.items() if "split" in row}
@@ -140,7 +174,12 @@ def load_samples(
     for path in find_densities(paths):
         density, _ = read_density(path)
         sample = Sample(default_id(path, density), density)
-        parts.setdefault(split_of(sample.id, splits), []).append(sample)
+        part = split_of(sample.id, splits)
+        if part not in parts:
+            raise InputError(
+                f"{properties}: {sample.id} is in no part {part!r}; use train, val, test"
+            )
+        parts[part].append(sample)
     return parts
 
 
@@ -243,8 +282,13 @@ class _PeriodicTask(_Task):
         return error.mean() + (y - batch).abs().mean()
 
     def validate(self) -> float:
-        errors = evaluate_encoder(self.codec, self.validation)
-        return float(np.median([error["nmae"] for error in errors.values()]))
+        errors = []
+        for sample in self.validation:
+            try:
+                errors.append(evaluate_encoder(self.codec, [sample])[sample.id]["nmae"])
+            except ModelError:  # of a network that has learnt nothing yet
+                errors.append(math.inf)
+        return float(np.median(errors))
 
 
 class _PaperTask(_Task):
@@ -286,11 +330,13 @@ class _PaperTask(_Task):
 
 
 def evaluate_encoder(codec: Codec, samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """Errors per material after storage, on the material's own grid.
+    """Errors per material after storage.
 
     Returns:
-        id -> `nmae` (%), and `box_mse`, `box_mae` (e/A^3) of the density padded to 128^3 as the
-        paper gives them.
+        id -> `nmae`, %, on the material's own grid and with its electrons; `box_mse`, (e/A^3)^2,
+        and `box_mae`, e/A^3, averaged over a box of 128^3 points with the cell on its work grid in
+        one corner, as the paper gives them: for `paper` of the network's raw output, also where
+        the box is empty; for `periodic`, which has no box, of the density with zeros around it.
     """
     errors = {}
     for sample in samples:
@@ -298,8 +344,13 @@ def evaluate_encoder(codec: Codec, samples: Sequence[Sample]) -> dict[str, dict[
         (latent,) = codec.encode([density])
         stored = unpack(pack(latent.values, *codec.storage), *codec.storage)
         latent = replace(latent, values=stored)
-        (decoded,) = codec.decode([latent], [density.structure])
-        difference = decoded.values - fourier_resample(density.values, latent.work_grid)
+        (output,) = codec.decode_box([latent])
+        decoded = codec.density_from_box(output, latent, density.structure)
+        reference = fourier_resample(density.values, latent.work_grid)
+        if isinstance(codec, PaperCodec):
+            difference = output - zero_pad(reference, output.shape)
+        else:
+            difference = decoded.values - reference
         errors[sample.id] = {
             "nmae": nmae(fourier_resample(decoded.values, density.grid), density.values),
             "box_mse": float(np.square(difference).sum()) / BOX**3,
@@ -319,29 +370,44 @@ def train_encoder(
     resume: bool = True,
     report: Callable[[str], None] | None = None,
 ) -> EncoderConfig:
-    """Train an encoder and write it to `folder`; a run found there is resumed.
+    """Train an encoder and write it to `folder`.
 
     Args:
+        config: the network to train.
+        train: materials to learn from.
+        validation: materials that decide which weights are kept and when training stops.
+        folder: gets the encoder, and a checkpoint after every epoch.
+        settings: how to train.
+        device: a name for `select_device`.
+        resume: take up the run in `folder`, if there is one; its weights come out as if it had not
+            been interrupted.
         report: called with one line per epoch.
 
+    Returns:
+        The configuration that was written, with the hash of the weights.
+
     Raises:
-        InputError: no materials, or the run in `folder` has other settings.
+        InputError: no materials, or the run in `folder` is damaged or has another encoder, other
+            settings or other materials.
+        ModelError: the training diverged, or its result cannot be written.
     """
     if not train or not validation:
         raise InputError("training needs at least one material to train on and one to validate on")
     device = select_device(device)
     torch.manual_seed(settings.seed)
-    codec = build_codec(config, build_net(config), device)
+    codec = build_codec(replace(config, refine_steps=0), build_net(config), device)
     task_class = _PeriodicTask if isinstance(codec, PeriodicCodec) else _PaperTask
-    run = _Run(task_class(codec, train, validation, settings), Path(folder))
+    materials = [[sample.id for sample in samples] for samples in (train, validation)]
+    run = _Run(task_class(codec, train, validation, settings), Path(folder), materials)
     if resume:
         run.restore()
-    run.folder.mkdir(parents=True, exist_ok=True)
     while run.epoch < settings.epochs and run.stale < settings.patience:
         line = run.step()
         if report:
             report(line)
         run.save()
+    if not math.isfinite(run.best):
+        raise ModelError(f"{folder}: the training diverged; lower the learning rate")
     training = {
         **asdict(settings),
         "materials": len(train),
@@ -413,8 +479,9 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 class _Run:
     """The state of one training run, on disk after every epoch."""
 
-    def __init__(self, task: _Task, folder: Path) -> None:
+    def __init__(self, task: _Task, folder: Path, materials: Sequence[Sequence[str]]) -> None:
         self.task = task
+        self.materials = materials
         self.codec = task.codec
         self.net = task.codec.net
         self.settings = task.settings
@@ -449,6 +516,7 @@ class _Run:
         start = time.perf_counter()
         settings = self.settings
         self.net.train()
+        device_type = torch.device(self.codec.device).type
         low = self.epoch < settings.epochs - settings.full_precision_epochs
         rng = np.random.default_rng([settings.seed, self.epoch])
         torch.manual_seed(settings.seed * 100_003 + self.epoch)
@@ -459,7 +527,7 @@ class _Run:
             rate = self._learning_rate(progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            with torch.autocast(self.codec.device, dtype=torch.bfloat16, enabled=low):
+            with torch.autocast(device_type, dtype=torch.bfloat16, enabled=low):
                 loss = self.task.loss(self.net, batch.to(self.codec.device))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -484,7 +552,8 @@ class _Run:
             decay = 0.0
         with torch.no_grad():
             current = self.net.state_dict()
-            torch._foreach_lerp_(list(self.average.values()), list(current.values()), 1.0 - decay)
+            average = [self.average[name] for name in current]
+            torch._foreach_lerp_(average, list(current.values()), 1.0 - decay)
 
     def _validate(self) -> float:
         """The validation error of the averaged weights; keeps them when they are the best yet."""
@@ -501,58 +570,100 @@ class _Run:
         self.net.load_state_dict(current)
         return error
 
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with, as JSON gives it back."""
+        config = self.codec.config
+        names = json.dumps(self.materials).encode()
+        identity = {
+            "encoder": [config.id, config.kind, config.net],
+            "settings": asdict(self.settings),
+            "materials": hashlib.sha256(names).hexdigest(),
+        }
+        return dict(json.loads(json.dumps(identity)))
+
+    def _checkpoint(self, epoch: int) -> Path:
+        return self.folder / f"{epoch:05d}.{CHECKPOINT_FILE}"
+
     def save(self) -> None:
-        """Write tensors first, then the state that makes them valid."""
+        """Write tensors first, then the state that makes them valid.
+
+        Raises:
+            ModelError: they cannot be written.
+        """
         tensors = {f"net/{k}": v.contiguous() for k, v in self._copy().items()}
         tensors |= {f"average/{k}": v.contiguous() for k, v in self.average.items()}
         tensors |= {f"best/{k}": v.contiguous() for k, v in self.best_weights.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam/{index}/{k}": v.contiguous() for k, v in slots.items()}
-        name = f"{self.epoch:05d}.{CHECKPOINT_FILE}"
-        save_file(tensors, self.folder / name)
-        state = {
-            "settings": asdict(self.settings),
-            "checkpoint": name,
-            "best": self.best,
-            "stale": self.stale,
-            "epoch": self.epoch,
-            "steps": self.steps,
-            "factor": self.factor,
-            "seconds": self.seconds,
-        }
-        temporary = self.folder / (STATE_FILE + ".tmp")
-        temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / STATE_FILE)
+            tensors |= {f"optimizer/{index}/{k}": v.contiguous() for k, v in slots.items()}
+        state = {"run": self._identity(), **{name: getattr(self, name) for name in _PROGRESS}}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ModelError(f"{self.folder}: cannot be written ({reason(error)})") from error
+        checkpoint = self._checkpoint(self.epoch)
+        with replacing(checkpoint, ModelError, durable=True) as partial:
+            save_file(tensors, partial)
+        with replacing(self.folder / STATE_FILE, ModelError, durable=True) as partial:
+            partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         for old in self.folder.glob(f"*.{CHECKPOINT_FILE}"):
-            if old.name != name:
+            if old.name != checkpoint.name:
                 old.unlink()
 
     def restore(self) -> None:
         """Take up the run in `folder`, if there is one.
 
         Raises:
-            InputError: it was started with other settings.
+            InputError: it is damaged, or has another encoder, other settings or other materials.
         """
         path = self.folder / STATE_FILE
         if not path.exists():
             return
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state.pop("settings") != asdict(self.settings):
-            raise InputError(f"{self.folder}: holds a run with other settings; use another folder")
-        tensors = load_file(self.folder / state.pop("checkpoint"))
-        parts: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "best": {}}
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if state["run"] != self._identity():
+                raise InputError(
+                    f"{self.folder}: holds a run with another encoder, other settings or other "
+                    "materials; use another folder"
+                )
+            progress = {name: convert(state[name]) for name, convert in _PROGRESS.items()}
+            self._load(load_file(self._checkpoint(int(progress["epoch"]))))
+        except (*_DAMAGE, SafetensorError) as error:
+            raise InputError(
+                f"{self.folder}: the run there is damaged ({reason(error)[:200]}); use another "
+                "folder, or start again with --no-resume"
+            ) from error
+        for name, value in progress.items():
+            setattr(self, name, value)
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the tensors of a checkpoint.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: one has another shape.
+        """
+
+        def weights(part: str) -> dict[str, Tensor]:
+            loaded = {name: tensors[f"{part}/{name}"] for name in self.average}
+            for name, tensor in loaded.items():
+                if tensor.shape != self.average[name].shape:
+                    raise ValueError(f"{part}/{name} has the shape {tuple(tensor.shape)}")
+            return {name: tensor.to(self.codec.device) for name, tensor in loaded.items()}
+
         slots: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
-            part, name = key.split("/", 1)
-            if part == "adam":
-                index, slot = name.split("/", 1)
+            part, _, name = key.partition("/")
+            if part == "optimizer":
+                index, _, slot = name.partition("/")
                 slots.setdefault(int(index), {})[slot] = tensor
-            else:
-                parts[part][name] = tensor.to(self.codec.device)
-        self.net.load_state_dict(parts["net"])
-        self.average = parts["average"]
-        self.best_weights = parts["best"]
+        parameters = list(self.net.parameters())
+        if sorted(slots) != list(range(len(parameters))):
+            raise KeyError("the state of the optimiser")
+        for number, parameter in enumerate(parameters):
+            if not {slot.shape for slot in slots[number].values()} <= {parameter.shape, ()}:
+                raise ValueError(f"optimizer/{number} has another shape")
+        net, average, best = weights("net"), weights("average"), weights("best")
+        self.net.load_state_dict(net)
+        self.average, self.best_weights = average, best
         optimizer = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**optimizer, "state": slots})
-        for name, value in state.items():
-            setattr(self, name, value)

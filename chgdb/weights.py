@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chgdb.errors import FormatVersionError, MissingExtraError, ModelError
+from chgdb.errors import FormatVersionError, InputError, MissingExtraError, ModelError
+from chgdb.files import reason, replacing
+from chgdb.schema import LATENT_BOX, check_id
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +33,17 @@ MODEL_FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 
+_NET_ARGUMENTS = {
+    "periodic": {"latent_channels", "widths", "encoder_blocks", "decoder_blocks"},
+    "paper": {"latent_channels", "widths"},
+}
+"""Arguments of the network of each kind of encoder."""
+
+_MAX_STAGES = 6
+_MAX_CHANNELS = 1024
+_MAX_BLOCKS = 16
+_MAX_REFINE_STEPS = 1000
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -39,10 +52,16 @@ class EncoderConfig:
     Attributes:
         id: name of the encoder, as stores record it.
         kind: "periodic" or "paper".
-        latent_shape: (channel, a, b, c) of the stored latent.
+        latent_shape: (channel, a, b, c) of the stored latent; a cube whose edge is 128 divided by
+            2 for every stage of the network.
         net: keyword arguments of the network class.
         weights_sha256: hash of the safetensors file.
         training: what made the weights (data, epochs, seed), for the record.
+        refine_steps: gradient steps through the decoder that improve each latent; 0 for none.
+
+    Raises:
+        InputError: the values have other types, contradict each other or describe a network
+            beyond all reason.
     """
 
     id: str
@@ -51,6 +70,48 @@ class EncoderConfig:
     net: dict[str, Any]
     weights_sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    refine_steps: int = 0
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+        if self.kind not in _NET_ARGUMENTS:
+            raise InputError(f"unknown encoder kind {self.kind!r}")
+        if not isinstance(self.net, dict) or set(self.net) != _NET_ARGUMENTS[self.kind]:
+            names = ", ".join(sorted(_NET_ARGUMENTS[self.kind]))
+            raise InputError(f"a {self.kind} network has the arguments {names}")
+        if not isinstance(self.weights_sha256, str) or not isinstance(self.training, dict):
+            raise InputError("weights_sha256 is text and training an object")
+        if not _whole_numbers([self.refine_steps], 1, 1, 0, _MAX_REFINE_STEPS):
+            raise InputError(f"refine_steps is a number up to {_MAX_REFINE_STEPS}")
+        widths = self.net["widths"]
+        if not _whole_numbers(widths, 1, _MAX_STAGES, 1, _MAX_CHANNELS):
+            raise InputError(f"widths are 1 to 6 numbers up to {_MAX_CHANNELS}, not {widths!r}")
+        for name in _NET_ARGUMENTS[self.kind] & {"encoder_blocks", "decoder_blocks"}:
+            if not _whole_numbers(self.net[name], len(widths), len(widths), 0, _MAX_BLOCKS):
+                raise InputError(
+                    f"{name} are {len(widths)} numbers up to {_MAX_BLOCKS}, not {self.net[name]!r}"
+                )
+        channels = self.net["latent_channels"]
+        edge = LATENT_BOX // 2 ** len(widths)
+        if not _whole_numbers([channels], 1, 1, 1, _MAX_CHANNELS):
+            raise InputError(f"latent_channels is a number up to {_MAX_CHANNELS}")
+        if not isinstance(self.latent_shape, list | tuple):
+            raise InputError("latent_shape is a list of 4 numbers")
+        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
+        if self.latent_shape != (channels, edge, edge, edge):
+            raise InputError(
+                f"this network has latents of {(channels, edge, edge, edge)}, "
+                f"not {self.latent_shape}"
+            )
+
+
+def _whole_numbers(values: object, shortest: int, longest: int, low: int, high: int) -> bool:
+    """Whether these are so many whole numbers from `low` to `high`."""
+    return (
+        isinstance(values, list | tuple)
+        and shortest <= len(values) <= longest
+        and all(type(value) is int and low <= value <= high for value in values)
+    )
 
 
 def load_config(folder: str | Path) -> EncoderConfig:
@@ -63,33 +124,36 @@ def load_config(folder: str | Path) -> EncoderConfig:
     path = Path(folder) / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format_version")
     except OSError as error:
-        raise ModelError(f"{path}: cannot read the encoder ({error.strerror})") from error
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path}: not an encoder configuration ({error})") from error
+        raise ModelError(f"{path}: cannot read the encoder ({reason(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not an encoder configuration ({reason(error)})") from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise ModelError(f"{path}: not an encoder configuration (it has no format_version)")
+    version = content.pop("format_version")
     if version != MODEL_FORMAT_VERSION:
         raise FormatVersionError(
-            f"{path}: encoder format {version}; this chgdb reads {MODEL_FORMAT_VERSION}: upgrade it"
+            f"{path}: encoder format {version!r}; this chgdb reads "
+            f"{MODEL_FORMAT_VERSION}: pip install --upgrade chgdb"
         )
     try:
-        config = EncoderConfig(**content)
-    except TypeError as error:
+        return EncoderConfig(**content)
+    except (TypeError, InputError) as error:
         raise ModelError(f"{path}: not an encoder configuration ({error})") from error
-    if config.kind not in ("periodic", "paper") or len(config.latent_shape) != 4:
-        raise ModelError(f"{path}: unknown encoder kind {config.kind!r}")
-    channel, a, b, c = config.latent_shape
-    return EncoderConfig(**{**asdict(config), "latent_shape": (channel, a, b, c)})
 
 
 def load_tensors(folder: str | Path, config: EncoderConfig) -> dict[str, Tensor]:
-    """The weights of an encoder, after their hash has been checked.
+    """The weights of an encoder, after their hash has been checked, in float32.
+
+    On disk they may be in half precision.
 
     Raises:
-        ModelError: they are missing or are not those the configuration names.
+        ModelError: they are missing, damaged or not those the configuration names.
         MissingExtraError: torch is not installed.
     """
     try:
+        import torch
+        from safetensors import SafetensorError
         from safetensors.torch import load
     except ImportError as error:
         raise MissingExtraError("running an encoder", "ml") from error
@@ -97,23 +161,39 @@ def load_tensors(folder: str | Path, config: EncoderConfig) -> dict[str, Tensor]
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: cannot read the weights ({error.strerror})") from error
+        raise ModelError(f"{path}: cannot read the weights ({reason(error)})") from error
     if hashlib.sha256(content).hexdigest() != config.weights_sha256:
         raise ModelError(f"{path}: the weights are not those that {CONFIG_FILE} names (sha256)")
-    return load(content)
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: damaged ({reason(error)})") from error
+    for name, tensor in tensors.items():
+        known = tensor.dtype in (torch.float32, torch.float16)
+        if not known or not bool(tensor.isfinite().all()):
+            raise ModelError(f"{path}: {name} does not hold finite numbers in float32 or float16")
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def save_encoder(
     folder: str | Path, config: EncoderConfig, tensors: dict[str, Tensor]
 ) -> EncoderConfig:
-    """Write weights and configuration; returns the configuration with the hash filled in."""
+    """Write weights and configuration; returns the configuration with the hash filled in.
+
+    Raises:
+        ModelError: they cannot be written.
+    """
     from safetensors.torch import save
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be written ({reason(error)})") from error
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     fields = {**asdict(config), "weights_sha256": hashlib.sha256(content).hexdigest()}
-    (folder / WEIGHTS_FILE).write_bytes(content)
-    text = json.dumps({"format_version": MODEL_FORMAT_VERSION, **fields}, indent=2)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({"format_version": MODEL_FORMAT_VERSION, **fields}, indent=2) + "\n"
+    for name, data in ((WEIGHTS_FILE, content), (CONFIG_FILE, text.encode())):
+        with replacing(folder / name, ModelError) as partial:
+            partial.write_bytes(data)
     return EncoderConfig(**fields)

@@ -1,0 +1,144 @@
+"""Files, whatever they hold: compression, writing all or nothing, how messages name them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from chgdb.errors import ChgdbError, InputError, StoreError
+
+__all__ = [
+    "COMPRESSIONS",
+    "PARTIAL_SUFFIX",
+    "Compression",
+    "compression_of",
+    "one_line",
+    "reason",
+    "replace_file",
+    "replacing",
+    "shown",
+    "sync_folder",
+]
+
+PARTIAL_SUFFIX = ".partial"
+"""End of the name of a file that is being written; the name begins with a dot."""
+
+
+class Compression(NamedTuple):
+    """A compressed format.
+
+    Attributes:
+        name: for messages.
+        suffix: of the file name.
+        magic: the first bytes of such a file.
+        decompress: all of it at once.
+        open: the content of an open file, decompressed while it is read.
+    """
+
+    name: str
+    suffix: str
+    magic: bytes
+    decompress: Callable[[bytes], bytes]
+    open: Callable[[IO[bytes]], Any]
+
+
+COMPRESSIONS = (
+    Compression("gzip", ".gz", b"\x1f\x8b", gzip.decompress, gzip.open),
+    Compression("bzip2", ".bz2", b"BZh", bz2.decompress, bz2.open),
+    Compression("xz", ".xz", b"\xfd7zXZ\x00", lzma.decompress, lzma.open),
+)
+
+
+def compression_of(head: bytes) -> Compression | None:
+    """How a file that begins with `head` (8 bytes will do) is compressed; None if it is not."""
+    return next((known for known in COMPRESSIONS if head.startswith(known.magic)), None)
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(
+    path: str | Path, error: type[ChgdbError] = InputError, *, durable: bool = False
+) -> Iterator[Path]:
+    """The name of a file to make; it takes the place of `path` once the block ends well.
+
+    Whatever happens, the old or the new content is at `path`, and nothing else is left.
+
+    Args:
+        path: the file to replace or to create; a link is followed.
+        error: what a refusal of the system, also inside the block, is raised as.
+        durable: bring content and name to the disk, so that a power failure changes nothing.
+
+    Raises:
+        ChgdbError: `error`, if the file cannot be written.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        occupied = target.exists() and not target.is_file()
+    except (OSError, ValueError) as problem:
+        raise error(f"{shown(path)}: cannot be written ({reason(problem)})") from problem
+    if occupied:
+        raise error(f"{shown(path)}: not a regular file; name a file to write")
+    partial = target.with_name(f".chgdb-{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+    try:
+        yield partial
+        if durable:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        partial.replace(target)
+        if durable:
+            sync_folder(target.parent)
+    except BaseException as problem:
+        partial.unlink(missing_ok=True)
+        if isinstance(problem, OSError):
+            raise error(f"{shown(path)}: cannot be written ({reason(problem)})") from problem
+        raise
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file of a store so that, whatever happens, its old or its new content is on the disk.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with replacing(path, StoreError, durable=True) as partial:
+        partial.write_bytes(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring renames in a folder to the disk, where the system can (Windows cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- messages -------------------------------------------------------------------------------
+
+
+def shown(path: str | Path) -> str:
+    """A path as one printable line."""
+    text = os.fspath(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, as one line without the path."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return one_line(text) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """The words of a text with single spaces between them."""
+    return " ".join(text.split())

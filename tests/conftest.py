@@ -1,0 +1,184 @@
+"""What tests of several modules share: densities, a tiny encoder, stores, the command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from chgdb.cli import main
+from chgdb.database import Database
+from chgdb.density import ChargeDensity, Grid, Structure
+from chgdb.formats import write_density
+
+ROOT = Path(__file__).parent.parent
+SKEW = np.array([[3.1, 0.0, 0.0], [0.6, 2.9, 0.0], [-0.4, 0.7, 3.4]])
+
+MakeDensity = Callable[..., ChargeDensity]
+MakeFile = Callable[..., Path]
+
+
+def gaussian_density(
+    species: Sequence[str] = ("Ti", "O", "O"),
+    *,
+    grid: Grid = (18, 20, 24),
+    electrons: float = 16.0,
+    scale: float = 1.0,
+    spin: int = 0,
+) -> ChargeDensity:
+    """One smooth periodic peak per atom on a skew cell, and a third of it as magnetization.
+
+    Args:
+        species: of the atoms, which are spread over the cell.
+        grid: points along a, b, c.
+        electrons: in the cell.
+        scale: of the lattice.
+        spin: components of the magnetization, 0, 1 or 3.
+    """
+    lattice = SKEW * scale
+    frac_coords = np.array([[0.1, 0.2, 0.3]]) + 0.37 * np.arange(len(species))[:, None]
+    points = np.stack(
+        np.meshgrid(*(np.arange(n) / n for n in grid), indexing="ij"),
+        axis=-1,
+    )
+    values = np.full(grid, 0.05)
+    for position in frac_coords:
+        values += np.exp(2.0 * (np.cos(2 * np.pi * (points - position)) - 1).sum(axis=-1))
+    structure = Structure(lattice, tuple(species), frac_coords % 1)
+    values *= electrons / (values.mean() * structure.volume)
+    magnetization = np.stack([values / 3] * spin) if spin else None
+    return ChargeDensity(values, structure, magnetization)
+
+
+@pytest.fixture(scope="session")
+def make_density() -> MakeDensity:
+    return gaussian_density
+
+
+@pytest.fixture
+def make_file(tmp_path: Path) -> MakeFile:
+    """Write a density into the folder of the test: `make_file("a.npz", species=("Si",))`."""
+
+    def make(name: str, density: ChargeDensity | None = None, **options: object) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if density is None:
+            density = gaussian_density(**options)  # type: ignore[arg-type]
+        write_density(path, density, "npz" if path.suffix == ".npz" else "chgcar")
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a tiny encoder without training, which CHGDB_MODELS names."""
+    import torch
+
+    from chgdb.codec import build_net
+    from chgdb.weights import EncoderConfig, save_encoder
+
+    folder = tmp_path_factory.mktemp("models")
+    net = {
+        "latent_channels": 16,
+        "widths": [4, 4, 4],
+        "encoder_blocks": [1, 1, 1],
+        "decoder_blocks": [1, 1, 1],
+    }
+    config = EncoderConfig("tiny-16", "periodic", (16, 16, 16, 16), net)
+    torch.manual_seed(0)
+    save_encoder(folder / config.id, config, build_net(config).state_dict())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHGDB_MODELS", str(folder))
+        yield folder
+
+
+PROPERTIES = """\
+material_id,formula,split,bulk_modulus,band_gap,is_metal
+mp-1,TiO2,train,200,3.0,False
+mp-2,Si,val,90,0.6,0
+mp-3,NaCl,test,25,5.1,0
+mp-4,Fe,train,170,0,True
+mp-5,SrTiO3,,,1.9,
+mp-99,H2O,,1,,
+"""
+
+MATERIALS: dict[str, tuple[str, ...]] = {
+    "mp-1": ("Ti", "O", "O"),
+    "mp-2": ("Si", "Si"),
+    "mp-3": ("Na", "Cl"),
+    "mp-4": ("Fe",),
+    "mp-5": ("Sr", "Ti", "O", "O", "O"),
+}
+
+
+@pytest.fixture(scope="session")
+def template(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of five records with properties, to be copied, beside the files it was made from."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "files").mkdir()
+    for i, (material_id, species) in enumerate(MATERIALS.items()):
+        density = gaussian_density(species, electrons=8.0 + i, grid=(16, 18, 20))
+        write_density(folder / "files" / f"{material_id}.npz", density, "npz")
+    (folder / "properties.csv").write_text(PROPERTIES, encoding="utf-8")
+    database = Database.create(folder / "store", encoder="tiny-16", attribution="made for tests")
+    report = database.add(folder / "files", properties=folder / "properties.csv")
+    assert len(report.added) == len(MATERIALS)
+    return folder
+
+
+@pytest.fixture
+def store(template: Path, tmp_path: Path) -> Path:
+    """A store of its own for a test that may change it."""
+    return Path(shutil.copytree(template / "store", tmp_path / "store"))
+
+
+@pytest.fixture
+def database(store: Path) -> Database:
+    return Database(store)
+
+
+@pytest.fixture
+def empty(models: Path, tmp_path: Path) -> Database:
+    """A store without records."""
+    return Database.create(tmp_path / "empty", encoder="tiny-16")
+
+
+class Outcome(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process: `run("search", "--limit", 3)`."""
+    monkeypatch.delenv("CHGDB_STORE", raising=False)
+
+    def command(*words: object) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Outcome(int(stopped.value.code or 0), out, err)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The data beside the checkout; a test that needs it is skipped where it is not."""
+    folder = Path(os.environ.get("CHGDB_SHARED", ROOT.parent / "shared"))
+    if not (folder / "densities").is_dir():
+        pytest.skip("the shared data are not here")
+    return folder

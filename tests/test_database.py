@@ -1,0 +1,720 @@
+"""The facade: open, search, add under every circumstance, decode, remove, copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pytest
+from conftest import MakeDensity, MakeFile
+
+from chgdb import database as module
+from chgdb.database import Database, Record
+from chgdb.density import ChargeDensity, Structure
+from chgdb.errors import (
+    FormatVersionError,
+    InputError,
+    ModelError,
+    QueryError,
+    StoreError,
+    UnknownIdError,
+)
+from chgdb.files import PARTIAL_SUFFIX
+from chgdb.formats import read_density
+
+
+def state(store: Path) -> dict[str, bytes]:
+    """Every file of a store but its lock."""
+    files = (path for path in store.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+# --- opening and reading --------------------------------------------------------------------
+
+
+def test_a_store_behaves_as_a_collection(database: Database) -> None:
+    assert len(database) == 5
+    assert list(database) == ["mp-1", "mp-2", "mp-3", "mp-4", "mp-5"]
+    assert "mp-1" in database
+    assert "mp-99" not in database
+    assert 7 not in database
+    assert database["mp-4"].row["formula"] == "Fe"
+    assert repr(database["mp-4"]) == "<Record mp-4: Fe>"
+    assert [record.id for record in database.get(["mp-3", "mp-1", "mp-3"])] == [
+        "mp-3",
+        "mp-1",
+        "mp-3",
+    ]
+    assert [record.id for record in database.get("mp-3,mp-1")] == ["mp-3", "mp-1"]
+    assert database.get([]) == []
+
+
+@pytest.mark.parametrize("material_id", ["mp-11", "", "../../etc/passwd", "mp-1' OR '1'='1"])
+def test_unknown_ids_are_named_with_the_nearest(database: Database, material_id: str) -> None:
+    with pytest.raises(UnknownIdError, match=r"no record") as caught:
+        database[material_id]
+    assert repr(material_id) in str(caught.value)
+    assert ("nearest: mp-1" in str(caught.value)) == (material_id == "mp-11")
+
+
+def test_a_record_knows_its_structure_and_properties(database: Database) -> None:
+    record = database["mp-1"]
+    assert record.structure.species == ("Ti", "O", "O")
+    assert record.atoms.get_chemical_formula() == "O2Ti"
+    assert record.grid == (16, 18, 20)
+    assert record.properties == {
+        "split": "train",
+        "bulk_modulus": 200.0,
+        "band_gap": 3.0,
+        "is_metal": False,
+    }
+    assert record.latent().values.shape == (16, 16, 16, 16)
+    assert database["mp-5"].properties == {"band_gap": 1.9}
+
+
+def test_the_stored_error_is_that_of_what_is_decoded(template: Path, database: Database) -> None:
+    for record in database.get(list(database)):
+        source, _ = read_density(template / "files" / f"{record.id}.npz")
+        decoded = record.density()
+        error = np.abs(decoded.values - source.values)
+        nmae = 100 * error.sum() / np.abs(source.values).sum()
+        assert decoded.nmae == pytest.approx(nmae, rel=1e-6)
+        assert record.row["latent_max_error"] == pytest.approx(error.max(), rel=1e-6)
+        assert decoded.n_electrons == pytest.approx(source.n_electrons, rel=1e-9)
+        np.testing.assert_allclose(decoded.structure.lattice, source.structure.lattice)
+
+
+def test_decoding_several_equals_decoding_one_by_one(database: Database) -> None:
+    together = database.decode(list(database))
+    for density in together:
+        single = database[density.id].density()
+        np.testing.assert_allclose(density.values, single.values, atol=1e-5)
+
+
+def test_decoding_on_another_grid(database: Database) -> None:
+    density = database["mp-2"].density(grid=(8, 10, 12))
+    assert density.grid == (8, 10, 12)
+    assert density.n_electrons == pytest.approx(database["mp-2"].row["n_electrons"])
+
+
+@pytest.mark.parametrize(
+    ("grid", "problem"),
+    [
+        ((0, 1, 2), "three positive numbers"),
+        ((8, 8), "three positive numbers"),
+        ((10_000, 10_000, 10_000), "1000000000000 points; at most"),
+    ],
+)
+def test_impossible_grids_are_refused_first(
+    database: Database, grid: tuple[int, int, int], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Database, "_codec", None)
+    with pytest.raises(InputError, match=problem):
+        database.decode(["mp-1"], grid=grid)
+
+
+def test_a_store_of_a_newer_format_is_named(store: Path) -> None:
+    path = store / "chgdb.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "format_version": 99}), encoding="utf-8")
+    with pytest.raises(FormatVersionError, match="99"):
+        Database(store)
+
+
+def test_the_path_stays_valid_when_the_folder_changes(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(store.parent)
+    database = Database("store")
+    monkeypatch.chdir("/")
+    assert database["mp-1"].latent().n_electrons == pytest.approx(8.0)
+
+
+def test_summary(database: Database, empty: Database) -> None:
+    summary = database.summary()
+    assert summary["records"] == 5
+    assert summary["attribution"] == "made for tests"
+    assert summary["encoder"].startswith("tiny-16 (")
+    assert 0 < summary["latent NMAE, median (%)"] <= summary["latent NMAE, largest (%)"]
+    assert summary["size on disk (MB)"] > 0.001
+    assert empty.summary()["latent NMAE, median (%)"] is None
+
+
+# --- search ---------------------------------------------------------------------------------
+
+FILTERS: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, ["mp-1", "mp-2", "mp-3", "mp-4", "mp-5"]),
+    ({"formula": "O2Ti"}, ["mp-1"]),
+    ({"formula": "Ti2O4"}, ["mp-1"]),
+    ({"elements": ["Ti", "O"]}, ["mp-1", "mp-5"]),
+    ({"elements": "Ti, O", "exclude": "Sr"}, ["mp-1"]),
+    ({"chemsys": "Cl-Na"}, ["mp-3"]),
+    ({"nelements": 1}, ["mp-2", "mp-4"]),
+    ({"nelements": "2:"}, ["mp-1", "mp-3", "mp-5"]),
+    ({"nelements": (2, 2)}, ["mp-1", "mp-3"]),
+    ({"ranges": {"bulk_modulus": "90:180"}}, ["mp-2", "mp-4"]),
+    ({"ranges": {"bulk_modulus": (None, 90)}}, ["mp-2", "mp-3"]),
+    ({"ranges": {"bulk-modulus": "100:", "band_gap": "1:"}}, ["mp-1"]),
+    ({"ranges": {"bulk_modulus": None}}, ["mp-1", "mp-2", "mp-3", "mp-4", "mp-5"]),
+    ({"where": "bulk_modulus > 100 AND NOT is_metal"}, ["mp-1"]),
+    ({"where": "bulk_modulus IS UNKNOWN"}, ["mp-5"]),
+    ({"sort": "band_gap", "descending": True}, ["mp-3", "mp-1", "mp-5", "mp-2", "mp-4"]),
+    ({"sort": "C11"}, ["mp-1", "mp-2", "mp-3", "mp-4", "mp-5"]),
+    ({"sort": "Band-Gap", "limit": 2}, ["mp-4", "mp-2"]),
+    ({"limit": 0}, []),
+]
+
+
+@pytest.mark.parametrize(("filters", "expected"), FILTERS)
+def test_filters(database: Database, filters: dict[str, Any], expected: list[str]) -> None:
+    assert database.search(**filters)["id"].tolist() == expected
+
+
+def test_space_groups_by_number_and_symbol(database: Database) -> None:
+    number, symbol = database["mp-4"].row["spacegroup"], database["mp-4"].row["spacegroup_symbol"]
+    for asked in (number, str(number), f"{number}:{number}", symbol, symbol.upper()):
+        assert "mp-4" in database.search(spacegroup=asked)["id"].tolist()
+    assert database.search(spacegroup=230).empty
+    system = database["mp-4"].row["crystal_system"]
+    assert "mp-4" in database.search(crystal_system=system.upper())["id"].tolist()
+
+
+def test_underscores_in_symbols_do_not_matter(database: Database) -> None:
+    row = {**database["mp-4"].row, "id": "hcp", "spacegroup_symbol": "P6_3/mmc"}
+    database._table.append([row], database._table.next_row)
+    for asked in ("P63/mmc", "P6_3/mmc", "p 63/mmc"):
+        assert database.search(spacegroup=asked)["id"].tolist() == ["hcp"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "problem"),
+    [
+        ({"sort": "bulk_modulu"}, "no column 'bulk_modulu'; did you mean bulk_modulus"),
+        ({"sort": "xyzzy"}, "no column 'xyzzy'; there are id, row"),
+        ({"columns": "id,sher-modulus"}, "no column 'sher-modulus'; did you mean shear_modulus"),
+        ({"columns": []}, "no columns"),
+        ({"ranges": {"foo": "1:2"}}, "no column 'foo'"),
+        ({"ranges": {"formula": "1:2"}}, "formula is text"),
+        ({"ranges": {"is_metal": "1:2"}}, "is_metal is boolean"),
+        ({"ranges": {"band_gap": "a:b"}}, "band_gap.*not a range"),
+        ({"nelements": "three"}, "n_elements.*not a range"),
+        ({"where": "foo > 1"}, 'no column "foo"'),
+        ({"crystal_system": "cubical"}, "no crystal system 'cubical'"),
+        ({"elements": ["Xx"]}, "not an element"),
+        ({"formula": ""}, "not a chemical formula"),
+        ({"limit": -1}, "limit -1"),
+    ],
+)
+def test_filters_that_cannot_be_understood(
+    database: Database, filters: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(QueryError, match=problem):
+        database.search(**filters)
+
+
+def test_an_unknown_filter_is_a_type_error(database: Database) -> None:
+    with pytest.raises(TypeError, match="elemnts"):
+        database.search(elemnts=["Ti"])  # type: ignore[call-arg]
+
+
+def test_the_filters_of_search_are_the_arguments_of_select() -> None:
+    arguments = Database.select.__annotations__.keys() - {"return"}
+    assert set(module.Filters.__annotations__) == arguments
+
+
+# --- adding ---------------------------------------------------------------------------------
+
+
+def test_adding_one_file(empty: Database, make_file: MakeFile) -> None:
+    report = empty.add(make_file("mp-7.npz"))
+    (row,) = report.added
+    assert (row["id"], row["formula"], row["source_file"]) == ("mp-7", "TiO2", "mp-7.npz")
+    assert list(empty) == ["mp-7"]
+    assert empty["mp-7"].row == {**dict.fromkeys(empty["mp-7"].row), **row, "row": 0}
+
+
+def test_adding_again_is_skipped_by_content(empty: Database, make_file: MakeFile) -> None:
+    path = make_file("mp-7.npz")
+    empty.add([path])
+    before = state(empty.path)
+    copy = path.with_name("other-name.npz")
+    shutil.copy(path, copy)
+    for again in (path, copy):
+        report = empty.add([again])
+        assert report.skipped == [(again, "stored already as mp-7")]
+        assert not report.added
+        assert not report.failed
+    assert state(empty.path) == before
+
+
+def test_a_file_may_be_stored_under_a_second_id(empty: Database, make_file: MakeFile) -> None:
+    path = make_file("mp-7.npz")
+    empty.add(path)
+    assert len(empty.add([path], ids=["second"]).added) == 1
+    assert len(empty.add([path], ids=["mp-7"]).skipped) == 1
+    assert list(empty) == ["mp-7", "second"]
+
+
+def test_bad_files_stop_no_good_ones(
+    empty: Database, make_file: MakeFile, make_density: MakeDensity, tmp_path: Path
+) -> None:
+    vacuum = make_density()
+    vacuum = ChargeDensity(vacuum.values * 0, vacuum.structure)
+    make_file("in/mp-1.npz")
+    make_file("in/mp-2.npz", vacuum)
+    make_file("in/mp-3.CHGCAR", species=("Si",))
+    for name, content in (("CHGCAR", b""), ("mp-4.npz", b"PK\x03\x04nonsense")):
+        (tmp_path / "in" / name).write_bytes(content)
+    report = empty.add([tmp_path / "in"])
+    assert [row["id"] for row in report.added] == ["mp-1", "mp-3"]
+    assert {path.name for path, _ in report.failed} == {"CHGCAR", "mp-2.npz", "mp-4.npz"}
+    for path, why in report.failed:
+        assert str(path) in why
+        assert "\n" not in why
+    assert list(empty) == ["mp-1", "mp-3"]
+
+
+def test_only_bad_files_store_nothing(empty: Database, tmp_path: Path) -> None:
+    path = tmp_path / "CHGCAR"
+    path.write_text("not a CHGCAR")
+    before = state(empty.path)
+    assert len(empty.add([path]).failed) == 1
+    assert state(empty.path) == before
+
+
+@pytest.mark.parametrize("on_conflict", ["error", "skip", "replace"])
+def test_an_id_that_is_taken(
+    database: Database, make_file: MakeFile, on_conflict: module.OnConflict
+) -> None:
+    path = make_file("mp-2.npz", species=("C", "C"))
+    before = state(database.path)
+    report = database.add([path], on_conflict=on_conflict)
+    assert len(database) == 5
+    if on_conflict == "replace":
+        assert [row["id"] for row in report.added] == ["mp-2"]
+        assert database["mp-2"].structure.species == ("C", "C")
+        assert database["mp-2"].density().structure.species == ("C", "C")
+    else:
+        assert state(database.path) == before
+        assert database["mp-2"].structure.species == ("Si", "Si")
+    if on_conflict == "skip":
+        assert report.skipped == [(path, "id mp-2 is taken")]
+    if on_conflict == "error":
+        assert "mp-2 is taken by a record of another file" in report.failed[0][1]
+
+
+def test_two_files_with_one_id_in_one_call(empty: Database, make_file: MakeFile) -> None:
+    first = make_file("a/mp-1.npz", species=("Si",))
+    second = make_file("b/mp-1.npz", species=("C",))
+    report = empty.add([first, second], on_conflict="replace")
+    assert [row["formula"] for row in report.added] == ["Si"]
+    assert f"id mp-1 is also that of {first}" in report.failed[0][1]
+    assert empty["mp-1"].row["formula"] == "Si"
+
+
+def test_the_same_content_twice_in_one_call(empty: Database, make_file: MakeFile) -> None:
+    first = make_file("a/mp-1.npz")
+    second = first.with_name("mp-2.npz")
+    shutil.copy(first, second)
+    report = empty.add([first, second])
+    assert report.skipped == [(second, f"the same content as {first}")]
+    assert list(empty) == ["mp-1"]
+
+
+def test_one_id_in_two_batches_of_one_call(
+    empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 1)
+    paths = [make_file(f"{i}/mp-1.npz", electrons=8.0 + i) for i in range(2)]
+    report = empty.add(paths, on_conflict="replace")
+    assert [len(report.added), len(report.failed)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "problem"),
+    [
+        (["one"], "1 ids for 2 files"),
+        (["one", "../../two"], "cannot be a material id"),
+        (["one", ""], "cannot be a material id"),
+    ],
+)
+def test_ids_that_do_not_fit(
+    empty: Database, make_file: MakeFile, ids: list[str], problem: str
+) -> None:
+    paths = [make_file("a.npz"), make_file("b.npz", species=("Si",))]
+    with pytest.raises(InputError, match=problem):
+        empty.add(paths, ids=ids)
+    assert len(empty) == 0
+
+
+def test_ids_that_fit(empty: Database, make_file: MakeFile) -> None:
+    paths = [make_file("a.npz"), make_file("b.npz", species=("Si",))]
+    empty.add(paths, ids=["first", "second"])
+    assert list(empty) == ["first", "second"]
+
+
+def test_nothing_to_add(empty: Database, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(InputError, match="no density files in"):
+        empty.add([tmp_path / "nothing"])
+    with pytest.raises(InputError, match="no such file"):
+        empty.add([tmp_path / "nowhere"])
+    with pytest.raises(InputError, match="on_conflict 'ask'"):
+        empty.add([Path(__file__)], on_conflict="ask")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spin", [1, 3])
+def test_magnetic_files(empty: Database, make_file: MakeFile, spin: int) -> None:
+    empty.add(make_file("mp-1.CHGCAR", spin=spin, electrons=12.0))
+    moment = 4.0 if spin == 1 else 4.0 * 3**0.5
+    assert empty["mp-1"].row["magnetization"] == pytest.approx(moment, rel=1e-6)
+    assert empty["mp-1"].density().magnetization is None
+
+
+@pytest.mark.parametrize("name", ["CHGCAR.gz", "AECCAR0", "PARCHG.0001.ALLK", "CHG"])
+def test_generic_names_get_ids_from_formula_and_content(
+    empty: Database, make_file: MakeFile, name: str
+) -> None:
+    (row,) = empty.add(make_file(name)).added
+    assert row["id"] == f"TiO2-{row['source_sha256'][:8]}"
+
+
+def test_a_vasp_4_file_needs_species(empty: Database, make_file: MakeFile, tmp_path: Path) -> None:
+    lines = make_file("CHGCAR").read_text().splitlines(keepends=True)
+    path = tmp_path / "old.CHGCAR"
+    path.write_text("".join(lines[:5] + lines[6:]))
+    report = empty.add([path])
+    assert "--species" in report.failed[0][1]
+    assert len(empty.add([path], species=["Ti", "O"]).added) == 1
+    assert empty["old"].row["formula"] == "TiO2"
+
+
+def test_the_shared_vasp_files(empty: Database, shared: Path) -> None:
+    report = empty.add([shared / "chgcar"])
+    assert not report.failed
+    assert len(report.added) == 4
+
+
+def test_a_cell_longer_than_the_box_says_so(
+    empty: Database, make_density: MakeDensity, make_file: MakeFile
+) -> None:
+    density = make_density(grid=(10, 10, 40))
+    lattice = density.structure.lattice * np.array([[1.0], [1.0], [6.0]])
+    long = Structure(lattice, density.structure.species, density.structure.frac_coords)
+    (row,) = empty.add(make_file("long.npz", ChargeDensity(density.values, long))).added
+    assert row["latent_coarse"]
+    assert row["work_grid_c"] == 128
+
+
+def test_a_network_that_fails_is_reported_per_file(
+    empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [make_file(f"mp-{i}.npz", electrons=8.0 + i) for i in range(5)]
+    encode = empty._codec.encode
+
+    def fail(densities: list[ChargeDensity]) -> Any:
+        if any(abs(density.n_electrons - 11.0) < 0.1 for density in densities):
+            raise RuntimeError("out of\nmemory")
+        return encode(densities)
+
+    monkeypatch.setattr(empty._codec, "encode", fail)
+    report = empty.add(paths)
+    assert [row["id"] for row in report.added] == ["mp-0", "mp-1", "mp-2", "mp-4"]
+    assert report.failed == [(paths[3], f"{paths[3]}: cannot be encoded: out of memory")]
+
+
+def test_a_batch_gives_what_single_files_give(
+    empty: Database, models: Path, make_file: MakeFile, tmp_path: Path
+) -> None:
+    paths = [make_file(f"mp-{i}.npz", electrons=8.0 + i) for i in range(3)]
+    paths += [make_file("mp-9.npz", grid=(30, 14, 22), scale=1.3)]
+    empty.add(paths)
+    single = Database.create(tmp_path / "single", encoder="tiny-16")
+    for path in paths:
+        single.add(path)
+    for one, other in zip(empty.get(list(empty)), single.get(list(single)), strict=True):
+        assert one.id == other.id
+        difference = np.abs(one.latent().values - other.latent().values)
+        assert difference.max() <= 1.01 / 127
+        assert one.row["latent_nmae"] == pytest.approx(other.row["latent_nmae"], rel=1e-2)
+
+
+def test_an_interrupted_run_keeps_its_batches_and_is_resumed(
+    empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    for i in range(5):
+        make_file(f"in/mp-{i}.npz", electrons=8.0 + i)
+    encode = empty._encode
+
+    def interrupted(intakes: Any) -> Any:
+        if any(intake.id == "mp-3" for intake in intakes):
+            raise KeyboardInterrupt
+        return encode(intakes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(empty, "_encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            empty.add(tmp_path / "in")
+    assert list(empty) == ["mp-0", "mp-1"]
+    told: list[tuple[int, int]] = []
+    report = empty.add(tmp_path / "in", progress=lambda *numbers: told.append(numbers))
+    assert [len(report.skipped), len(report.added)] == [2, 3]
+    assert told[-1] == (5, 5)
+    assert told == sorted(told)
+    assert list(empty) == [f"mp-{i}" for i in range(5)]
+    assert empty["mp-4"].latent().n_electrons == pytest.approx(12.0)
+
+
+def test_an_interrupt_while_writing_leaves_a_sound_store(
+    empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_file("mp-1.npz")
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(empty._table, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            empty.add(path)
+    assert len(empty) == 0
+    assert len(empty.add(path).added) == 1
+    assert empty["mp-1"].density().n_electrons == pytest.approx(16.0)
+
+
+def test_large_densities_make_small_batches(
+    empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_POINTS", 18 * 20 * 24 + 1)
+    sizes: list[int] = []
+    encode = empty._encode
+
+    def counted(intakes: Any) -> Any:
+        sizes.append(len(intakes))
+        return encode(intakes)
+
+    monkeypatch.setattr(empty, "_encode", counted)
+    empty.add([make_file(f"mp-{i}.npz", electrons=8.0 + i) for i in range(5)])
+    assert sizes == [2, 2, 1]
+
+
+def test_a_name_that_is_not_unicode_is_stored_readably(
+    empty: Database, make_file: MakeFile, tmp_path: Path
+) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.npz")
+    make_file("mp-1.npz").rename(path)
+    (row,) = empty.add([path]).added
+    assert row["source_file"] == "caf\N{REPLACEMENT CHARACTER}.npz"
+
+
+# --- encoders -------------------------------------------------------------------------------
+
+
+def test_a_store_of_other_weights_is_refused_by_name(store: Path, make_file: MakeFile) -> None:
+    path = store / "chgdb.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["encoder"]["weights_sha256"] = "0" * 64
+    path.write_text(json.dumps(content), encoding="utf-8")
+    before = state(store)
+    with pytest.raises(ModelError, match=r"no encoder tiny-16 with the weights 000000000000"):
+        Database(store).add(make_file("mp-9.npz"))
+    with pytest.raises(ModelError, match="tiny-16"):
+        Database(store)["mp-1"].density()
+    assert state(store) == before
+
+
+def test_an_encoder_that_is_not_there(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no encoder absent-16"):
+        Database.create(tmp_path / "new", encoder="absent-16")
+    with pytest.raises(ModelError, match="is not the id of an encoder"):
+        Database.create(tmp_path / "new", encoder="../models")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there(store: Path) -> None:
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(InputError, match=f"--device {device}"):
+            Database(store, device=device)["mp-1"].density()
+
+
+# --- writing safely -------------------------------------------------------------------------
+
+
+def test_a_lock_that_another_writer_holds(
+    database: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOCK_TIMEOUT", 0.05)
+    before = state(database.path)
+    with filelock.FileLock(database.path / module.LOCK_FILE):
+        for write in (
+            lambda: database.add(make_file("mp-9.npz")),
+            lambda: database.remove(["mp-1"]),
+        ):
+            with pytest.raises(StoreError, match=r"another process has been writing for 0\.05 s"):
+                write()
+    assert state(database.path) == before
+
+
+def test_a_store_that_cannot_be_written_is_told_from_first(
+    database: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (database.path / module.LOCK_FILE).unlink(missing_ok=True)
+    (database.path / module.LOCK_FILE).mkdir()
+    monkeypatch.setattr(database, "_encode", None)
+    with pytest.raises(StoreError, match="cannot be written"):
+        database.add(make_file("mp-9.npz"))
+
+
+def test_a_read_only_store_can_be_read(database: Database, make_file: MakeFile) -> None:
+    (database.path / module.LOCK_FILE).unlink(missing_ok=True)
+    path = make_file("mp-9.npz")
+    database.path.chmod(0o500)
+    try:
+        if os.access(database.path, os.W_OK):
+            pytest.skip("root may write everywhere")
+        assert len(database.search(elements="Ti")) == 2
+        with pytest.raises(StoreError, match="cannot be written"):
+            database.add(path)
+    finally:
+        database.path.chmod(0o700)
+
+
+def test_the_store_inside_the_package_is_read_only(
+    database: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chgdb.resources._SHIPPED", (database.path.parent, Path("nowhere")))
+    before = state(database.path)
+    for write in (lambda: database.add(make_file("a.npz")), lambda: database.remove("mp-1")):
+        with pytest.raises(StoreError, match=r"read-only; make your own with: chgdb init"):
+            write()
+    assert state(database.path) == before
+
+
+def test_two_processes_adding_the_same_ids_lose_and_double_nothing(
+    empty: Database, make_file: MakeFile, tmp_path: Path
+) -> None:
+    for i in range(4):
+        make_file(f"in/mp-{i}.npz", electrons=8.0 + i)
+    code = (
+        "import sys, chgdb, chgdb.database as d; d.BATCH = 2\n"
+        f"report = chgdb.open({str(empty.path)!r}).add({str(tmp_path / 'in')!r})\n"
+        "print(len(report.added), len(report.skipped), len(report.failed))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+        for _ in range(2)
+    ]
+    counts = [[int(n) for n in process.communicate()[0].split()] for process in running]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [4, 4, 0]
+    assert sorted(empty) == [f"mp-{i}" for i in range(4)]
+    for record in empty.get(list(empty)):
+        assert record.latent().n_electrons == pytest.approx(8.0 + int(record.id[-1]))
+
+
+def test_an_id_that_is_taken_while_a_batch_is_encoded(
+    empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Database(empty.path)
+    mine, theirs = make_file("a/mp-1.npz"), make_file("b/mp-1.npz", species=("Si",))
+    encode = empty._encode
+
+    def overtaken(intakes: Any) -> Any:
+        if not len(other):
+            other.add(theirs)
+        return encode(intakes)
+
+    monkeypatch.setattr(empty, "_encode", overtaken)
+    report = empty.add(mine)
+    assert "mp-1 is taken" in report.failed[0][1]
+    assert empty["mp-1"].row["formula"] == "Si"
+
+
+def test_readers_see_whole_records_while_one_writes(empty: Database, make_file: MakeFile) -> None:
+    paths = [make_file(f"mp-{i}.npz", electrons=8.0 + i) for i in range(4)]
+    empty.add(paths[0])
+    reader = Database(empty.path)
+    reader["mp-0"].latent()  # opens the arrays, which then hold one row
+    problems: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                for record in reader.get(list(reader)):
+                    electrons = record.latent().n_electrons
+                    assert electrons == pytest.approx(8.0 + int(record.id[-1]))
+        except BaseException as error:  # noqa: BLE001 (told by the other thread)
+            problems.append(error)
+
+    stop = threading.Event()
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        for path in paths[1:]:
+            empty.add(path)
+    finally:
+        stop.set()
+        thread.join()
+    assert not problems
+
+
+# --- removing and copying -------------------------------------------------------------------
+
+
+def test_remove(database: Database) -> None:
+    database.remove(["mp-2", "mp-4", "mp-2"])
+    assert list(database) == ["mp-1", "mp-3", "mp-5"]
+    assert database["mp-5"].latent().n_electrons == pytest.approx(12.0)
+
+
+def test_remove_all_or_none(database: Database) -> None:
+    before = state(database.path)
+    with pytest.raises(UnknownIdError, match="mp-6"):
+        database.remove(["mp-1", "mp-6"])
+    assert state(database.path) == before
+
+
+def test_copy_is_exact(database: Database, tmp_path: Path) -> None:
+    copy = database.copy(tmp_path / "sub" / "copy", ["mp-4", "mp-1"])
+    assert list(copy) == ["mp-4", "mp-1"]
+    assert copy.info == database.info
+    for material_id in copy:
+        old, new = database[material_id], copy[material_id]
+        assert {**old.row, "row": 0} == {**new.row, "row": 0}
+        np.testing.assert_array_equal(old.latent().values, new.latent().values)
+    assert list(database.copy(tmp_path / "all")) == list(database)
+
+
+def test_a_copy_that_fails_leaves_nothing(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "new" / "copy"
+
+    def interrupted(_: Record) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Record, "latent", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        database.copy(target)
+    assert not list(target.parent.iterdir())
+
+
+def test_a_new_store_needs_a_folder_of_its_own(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    Database.create(tmp_path / "empty", encoder="tiny-16")
+    for occupied in (tmp_path / "file", tmp_path / "empty", tmp_path):
+        with pytest.raises(StoreError, match="exists and is not empty"):
+            Database.create(occupied, encoder="tiny-16")
+    with pytest.raises(StoreError, match="cannot make a store here"):
+        Database.create(tmp_path / "file" / "below", encoder="tiny-16")
+    assert not list(tmp_path.glob(f".*{PARTIAL_SUFFIX}"))

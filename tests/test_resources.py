@@ -1,0 +1,104 @@
+"""Where stores and encoders are looked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chgdb import resources
+from chgdb.errors import ModelError, StoreError
+from chgdb.resources import find_model, find_store, is_shipped, model_folders
+from chgdb.weights import load_config
+
+
+@pytest.fixture(autouse=True)
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current folder, and nothing shipped."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("CHGDB_STORE", raising=False)
+    monkeypatch.setattr(resources, "_SHIPPED", (tmp_path / "wheel", tmp_path / "checkout"))
+
+
+def make_store(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "chgdb.json").write_text("{}")
+    return path
+
+
+def test_no_store(tmp_path: Path) -> None:
+    (tmp_path / "here" / "store").mkdir()  # a folder of this name is not a store yet
+    with pytest.raises(StoreError, match="no store found: give --store, set CHGDB_STORE"):
+        find_store()
+
+
+def test_each_place_comes_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_store(make_store(tmp_path / "checkout" / "store")) == find_store()
+    assert find_store() == tmp_path / "checkout" / "store"
+    make_store(tmp_path / "wheel" / "store")
+    assert find_store() == tmp_path / "wheel" / "store"
+    make_store(tmp_path / "here" / "store")
+    assert find_store() == tmp_path / "here" / "store"
+    monkeypatch.setenv("CHGDB_STORE", "named")
+    assert find_store() == tmp_path / "here" / "named"
+    assert find_store("given") == tmp_path / "here" / "given"
+
+
+def test_an_empty_variable_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path / "checkout" / "store")
+    monkeypatch.setenv("CHGDB_STORE", "")
+    monkeypatch.setenv("CHGDB_MODELS", "")
+    assert find_store() == tmp_path / "checkout" / "store"
+    assert model_folders() == [tmp_path / "wheel" / "models", tmp_path / "checkout" / "models"]
+
+
+def test_only_the_store_of_a_wheel_counts_as_shipped(tmp_path: Path) -> None:
+    assert is_shipped(tmp_path / "wheel" / "store")
+    assert not is_shipped(tmp_path / "checkout" / "store")
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "wheel" / "store")
+    assert is_shipped(Path("link"))
+
+
+def test_models_of_the_user_come_first(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "checkout" / "models" / "tiny-16"
+    shipped.mkdir(parents=True)
+    (shipped / "config.json").write_text((models / "tiny-16" / "config.json").read_text())
+    assert find_model("tiny-16") == models / "tiny-16"
+    monkeypatch.delenv("CHGDB_MODELS")
+    assert find_model("tiny-16") == shipped
+
+
+def test_weights_are_found_by_their_hash(models: Path, tmp_path: Path) -> None:
+    shipped = tmp_path / "checkout" / "models" / "tiny-16"
+    shipped.mkdir(parents=True)
+    text = (models / "tiny-16" / "config.json").read_text()
+    sha256 = load_config(models / "tiny-16").weights_sha256
+    (shipped / "config.json").write_text(text.replace(sha256, "0" * 64))
+    assert find_model("tiny-16", sha256) == models / "tiny-16"
+    assert find_model("tiny-16", "0" * 64) == shipped
+    with pytest.raises(ModelError, match=r"no encoder tiny-16 with the weights 111111111111\.\.\."):
+        find_model("tiny-16", "1" * 64)
+
+
+def test_a_damaged_encoder_is_passed_over(models: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "wheel" / "models" / "tiny-16"
+    damaged.mkdir(parents=True)
+    (damaged / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="only others in"):
+        find_model("tiny-16", "1" * 64)
+
+
+@pytest.mark.parametrize("encoder", ["../tiny-16", "", "/etc"])
+def test_an_id_is_no_path(models: Path, encoder: str) -> None:
+    with pytest.raises(ModelError, match="is not the id of an encoder"):
+        find_model(encoder)
+
+
+def test_a_missing_encoder_names_the_places(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="set CHGDB_MODELS") as caught:
+        find_model("absent")
+    for folder in (models, tmp_path / "wheel" / "models", tmp_path / "checkout" / "models"):
+        assert str(folder) in str(caught.value)
