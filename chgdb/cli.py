@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -679,7 +680,7 @@ def train_evaluate(
 
 _EXTRAS = {
     "lightgbm": "ml",
-    "matplotlib": "all",
+    "matplotlib": "plot",
     "safetensors": "ml",
     "starlette": "web",
     "torch": "ml",
@@ -696,21 +697,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    try:
-        code = app(words or ["--help"], prog_name="chgdb", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _close_output()
-        code = 1
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
-    except Exception as error:
-        if debug:
-            raise
-        code = _explain(error)
+    with _noted_interrupts() as interrupts:
+        try:
+            code = app(words or ["--help"], prog_name="chgdb", standalone_mode=False)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _close_output()
+            code = 1
+        except (KeyboardInterrupt, typer.Abort):
+            code = _INTERRUPTED
+        except Exception as error:
+            if debug:
+                raise
+            code = _INTERRUPTED if interrupts else _explain(error)
     if code == _INTERRUPTED:
         _say("interrupted")
     sys.exit(code or 0)
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """The interrupts that came; DuckDB answers one with an error of its own."""
+    interrupts: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler:  # ignored, as by nohup, or another's business
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 _INTERRUPTED = 130

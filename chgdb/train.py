@@ -37,7 +37,7 @@ from chgdb.density import ChargeDensity, Grid
 from chgdb.errors import InputError, ModelError
 from chgdb.files import reason, replacing
 from chgdb.formats import default_id, find_densities, read_density
-from chgdb.grid import fourier_resample, shift_origin, zero_pad
+from chgdb.grid import fourier_resample, shift_origin, vasp_grid, zero_pad
 from chgdb.intake import read_properties
 from chgdb.metrics import nmae
 from chgdb.nets import Autoencoder, PeriodicNet
@@ -143,16 +143,9 @@ def encoder_config(kind: str, latent_size: int = 16) -> EncoderConfig:
 
 def settings_for(kind: str, *, epochs: int = 72, seed: int = 0) -> TrainSettings:
     """The settings each encoder was trained with; `paper` has those of its paper."""
-    settings = TrainSettings(epochs=epochs, seed=seed)
+    settings = TrainSettings(epochs=epochs, full_precision_epochs=min(5, epochs // 10), seed=seed)
     if kind == "paper":
-        return replace(
-            settings,
-            batch_points=300_000,
-            learning_rate=1e-3,
-            patience=10,
-            average=0.0,
-            full_precision_epochs=3,
-        )
+        return replace(settings, batch_points=300_000, learning_rate=1e-3, patience=10, average=0.0)
     return settings
 
 
@@ -334,9 +327,9 @@ def evaluate_encoder(codec: Codec, samples: Sequence[Sample]) -> dict[str, dict[
 
     Returns:
         id -> `nmae`, %, on the material's own grid and with its electrons; `box_mse`, (e/A^3)^2,
-        and `box_mae`, e/A^3, averaged over a box of 128^3 points with the cell on its work grid in
+        and `box_mae`, e/A^3, averaged over a box of 128^3 points with the cell on VASP's grid in
         one corner, as the paper gives them: for `paper` of the network's raw output, also where
-        the box is empty; for `periodic`, which has no box, of the density with zeros around it.
+        the box is empty; for `periodic`, which has no box, of its density with zeros around it.
     """
     errors = {}
     for sample in samples:
@@ -346,17 +339,24 @@ def evaluate_encoder(codec: Codec, samples: Sequence[Sample]) -> dict[str, dict[
         latent = replace(latent, values=stored)
         (output,) = codec.decode_box([latent])
         decoded = codec.density_from_box(output, latent, density.structure)
-        reference = fourier_resample(density.values, latent.work_grid)
+        grid = _capped(vasp_grid(density.structure.lattice))
+        difference = -fourier_resample(density.values, grid)
         if isinstance(codec, PaperCodec):
-            difference = output - zero_pad(reference, output.shape)
+            difference = output + zero_pad(difference, output.shape)
         else:
-            difference = decoded.values - reference
+            difference += fourier_resample(decoded.values, grid)
         errors[sample.id] = {
             "nmae": nmae(fourier_resample(decoded.values, density.grid), density.values),
             "box_mse": float(np.square(difference).sum()) / BOX**3,
             "box_mae": float(np.abs(difference).sum()) / BOX**3,
         }
     return errors
+
+
+def _capped(grid: Grid) -> Grid:
+    """A grid that fits into the box."""
+    n1, n2, n3 = (min(n, BOX) for n in grid)
+    return n1, n2, n3
 
 
 def train_encoder(

@@ -472,6 +472,20 @@ def test_an_interrupt_is_one_line(run: Run, store: Path, monkeypatch: pytest.Mon
     assert run("info", "--store", store) == (130, "", "chgdb: interrupted\n")
 
 
+def test_an_interrupt_that_a_library_disguises_is_one_too(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disguised(_: Database) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("Query interrupted") from None  # as DuckDB does
+
+    monkeypatch.setattr(Database, "summary", disguised)
+    assert run("info", "--store", store) == (130, "", "chgdb: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 # --- in processes of their own --------------------------------------------------------------
 
 

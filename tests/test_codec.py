@@ -192,6 +192,47 @@ def test_the_cell_fills_its_extent_and_no_more(edge: int) -> None:
     assert (inside != 0).mean() > 0.99
 
 
+def refining(steps: int) -> Codec:
+    codec = tiny_codec("periodic")
+    codec.config = replace(codec.config, refine_steps=steps)
+    return codec
+
+
+def stored_nmae(codec: Codec, density: ChargeDensity) -> float:
+    """Error of the network's own output for a latent that was stored, before electrons are set."""
+    (latent,) = codec.encode([density])
+    values = unpack(pack(latent.values, *codec.storage), *codec.storage)
+    (output,) = codec.decode_box([replace(latent, values=values)])
+    target = signed_square(codec.to_field(density).astype(np.float64))
+    return float(np.abs(signed_square(output) - target).sum() / np.abs(target).sum())
+
+
+def test_refining_lowers_the_error_of_the_stored_latent() -> None:
+    for density in (crystal((20, 24, 18)), other_crystal()):
+        assert stored_nmae(refining(12), density) < stored_nmae(refining(0), density) - 1e-4
+
+
+def test_refining_keeps_the_best_latent_it_came_by() -> None:
+    density = other_crystal()
+    errors = [stored_nmae(refining(steps), density) for steps in (0, 1)]
+    assert errors[1] <= errors[0] + 1e-7
+
+
+def test_refined_latents_keep_the_contract() -> None:
+    densities = [other_crystal(), noisy(other_crystal()), crystal((20, 24, 18))]
+    check_contract(refining(3), densities, [None, (9, 10, 11), None])
+
+
+def test_refining_commutes_with_a_shift_of_whole_latent_points() -> None:
+    codec = refining(3)
+    density = crystal(codec.work_grid(SKEW), lattice=SKEW)
+    moved = ChargeDensity(np.roll(density.values, 8, axis=1), density.structure)
+    first, second = codec.encode([density, moved])
+    extent = (slice(None), *(slice(n // 8) for n in first.work_grid))
+    rolled = np.roll(first.values[extent], 1, axis=2)
+    assert relative(second.values[extent], rolled) < 1e-3
+
+
 def test_what_lies_beyond_the_extent_is_ignored() -> None:
     codec = tiny_codec("periodic")
     density = crystal()
