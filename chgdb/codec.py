@@ -250,6 +250,7 @@ class PeriodicCodec(Codec):
         other, and a shift by whole latent points commutes with all of it.
         """
         steps = self.config.refine_steps
+        fast = _has_bfloat16(x.device.type)
         target = x * x.abs()
         axes = (1, 2, 3, 4)
         norm = target.abs().sum(axes)
@@ -257,7 +258,8 @@ class PeriodicCodec(Codec):
         z = z.clone().requires_grad_()
         optimizer = torch.optim.Adam([z], betas=(0.7, 0.9))
         for step in range(steps + 1 if steps else 0):
-            y = self.net.decode(_rounded(z, self._step_size))
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=fast):
+                y = self.net.decode(_rounded(z, self._step_size)).float()
             errors = (y * y.abs() - target).abs().sum(axes) / norm
             better = errors.detach() < lowest
             lowest = torch.where(better, errors.detach(), lowest)
@@ -303,6 +305,14 @@ def signed_sqrt(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def signed_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The inverse of `signed_sqrt`: x * |x|."""
     return values * np.abs(values)
+
+
+def _has_bfloat16(device: str) -> bool:
+    """Whether convolutions in bfloat16, of which gradients need no more, are fast there."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device == "cpu" and supported is not None and bool(supported())
 
 
 def _rounded(z: Tensor, step_size: float) -> Tensor:

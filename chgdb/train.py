@@ -136,7 +136,7 @@ def encoder_config(kind: str, latent_size: int = 16) -> EncoderConfig:
         net["encoder_blocks"] = [1, 1, 2, 2][:stages]
         net["decoder_blocks"] = [2, 3, 3, 3][:stages]
     size = latent_size
-    refine_steps = 0 if kind == "paper" else 16
+    refine_steps = 0 if kind == "paper" else 24
     shape = (size, size, size, size)
     return EncoderConfig(f"{kind}-{size}", kind, shape, net, refine_steps=refine_steps)
 

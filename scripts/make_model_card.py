@@ -63,6 +63,10 @@ def training_text(config: EncoderConfig, command: str | None) -> str:
         f"{training['seconds'] / 60:.0f} minutes on {training['device']}. "
         f"The weights are those of the lowest validation error, {best:.4g} ({metric})."
     )
+    if config.refine_steps:
+        text += f" Each latent is then refined by {config.refine_steps} steps through the decoder."
+    if "note" in training:
+        text += f" {training['note']}"
     lines = [
         text,
         "",

@@ -204,7 +204,9 @@ def stored_nmae(codec: Codec, density: ChargeDensity) -> float:
     values = unpack(pack(latent.values, *codec.storage), *codec.storage)
     (output,) = codec.decode_box([replace(latent, values=values)])
     target = signed_square(codec.to_field(density).astype(np.float64))
-    return float(np.abs(signed_square(output) - target).sum() / np.abs(target).sum())
+    return float(
+        np.abs(signed_square(output.astype(np.float64)) - target).sum() / np.abs(target).sum()
+    )
 
 
 def test_refining_lowers_the_error_of_the_stored_latent() -> None:
