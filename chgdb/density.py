@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chgdb.elements import SYMBOLS
+from chgdb.elements import SYMBOLS, formula_rank
 from chgdb.errors import InputError
 from chgdb.units import ATOMIC_MASS_PER_A3
 
@@ -97,12 +97,12 @@ class Structure:
 
     @property
     def formula(self) -> str:
-        """Reduced formula, elements in the order of the file: "SrVO3"."""
-        counts = Counter(self.species)
+        """Reduced formula as chemists write it, metals first: "SrVO3"."""
+        counts = self.composition
         divisor = reduce(gcd, counts.values(), 0) or 1
         return "".join(
-            symbol + (str(count // divisor) if count > divisor else "")
-            for symbol, count in counts.items()
+            symbol + (str(counts[symbol] // divisor) if counts[symbol] > divisor else "")
+            for symbol in sorted(counts, key=formula_rank)
         )
 
     @property

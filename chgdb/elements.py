@@ -1,6 +1,6 @@
 """The chemical elements."""
 
-__all__ = ["SYMBOLS"]
+__all__ = ["SYMBOLS", "formula_rank"]
 
 _BY_PERIOD = (
     "H He "
@@ -16,3 +16,12 @@ _BY_PERIOD = (
 
 SYMBOLS: tuple[str, ...] = tuple(_BY_PERIOD.split())
 """Element symbols by atomic number: SYMBOLS[0] is hydrogen."""
+
+_BINARY_ORDER = "Xe Kr B Si C Sb As P N H Te Se S At I Br Cl O F"
+_NONMETALS: tuple[str, ...] = tuple(_BINARY_ORDER.split())
+"""The order of the nonmetals in a formula of a binary compound (IUPAC 1990, I-2.2.2.2)."""
+
+
+def formula_rank(symbol: str) -> tuple[int, str]:
+    """A key that sorts elements as chemists write them: metals by name, then nonmetals."""
+    return (_NONMETALS.index(symbol) + 1 if symbol in _NONMETALS else 0, symbol)

@@ -67,7 +67,7 @@ class Column:
 _RECORD = (
     Column("id", "text", "", "material id, unique in the store"),
     Column("row", "integer", "1", "row in the arrays of latents.zarr"),
-    Column("formula", "text", "", "reduced formula, elements in the order of the source"),
+    Column("formula", "text", "", "reduced formula, metals first: TiO2"),
     Column("reduced_formula", "text", "", "reduced formula, elements in alphabetical order: O2Ti"),
     Column("chemsys", "text", "", "elements in alphabetical order: O-Ti"),
     Column("elements", "text", "", "elements in alphabetical order: O,Ti"),

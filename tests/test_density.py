@@ -38,7 +38,7 @@ def test_derived_quantities() -> None:
 
 @pytest.mark.parametrize(
     ("species", "formula"),
-    [("", ""), ("Fe", "Fe"), ("Fe Fe", "Fe"), ("O Ti O", "O2Ti"), ("O Ti O O Ti O", "O2Ti")],
+    [("", ""), ("Fe", "Fe"), ("Fe Fe", "Fe"), ("O Ti O", "TiO2"), ("O Ti O O Ti O", "TiO2")],
 )
 def test_formula(species: str, formula: str) -> None:
     symbols = tuple(species.split())
