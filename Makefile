@@ -7,7 +7,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs store benchmarks clean
+# the densities and properties that the shipped store was built from
+SHARED ?= ../shared
+
+.PHONY: demo test docs store clean
 
 demo: $(VENV)/.installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
@@ -20,6 +23,11 @@ test: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/make_cli_docs.py docs/cli.md
+
+# builds what is missing; remove store/ to build it anew
+store: $(VENV)/.installed
+	test -e store/chgdb.json || $(BIN)/chgdb init store --attribution "$$(cat scripts/attribution.txt)"
+	$(BIN)/chgdb add $(SHARED)/densities --properties $(SHARED)/data/properties_6059.csv.gz --store store
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -528,6 +528,35 @@ class Database:
                 target._commit([record.row for record in part], latents, replacing=False)
         return Database(path, device=self.device)
 
+    def export(self, target: str | Path, **filters: Unpack[Filters]) -> int:
+        """Write the records that fit, all or nothing; the suffix of the target says how.
+
+        Args:
+            target: `.csv`, `.json` and `.parquet` are tables, `.extxyz` has structures with their
+                properties (ASE), and a name without suffix becomes a new store.
+            **filters: as of `select`; `columns` are those of a table.
+
+        Returns:
+            The number of records written.
+
+        Raises:
+            InputError: an unknown suffix, or a target that exists or cannot be written.
+            QueryError: a filter that cannot be understood.
+            StoreError: the new store cannot be written.
+        """
+        from chgdb.export import check_target, write_selection
+
+        path = Path(target)
+        is_file = check_target(path)
+        if not is_file or path.suffix.lower() == ".extxyz":
+            filters["columns"] = None
+        selection = self.select(**filters)
+        if is_file:
+            write_selection(path, selection)
+        else:
+            self.copy(path, [row["id"] for row in selection])
+        return len(selection)
+
     def _add_batch(
         self,
         batch: Sequence[Intake],

@@ -13,18 +13,16 @@ from chgdb.files import one_line, reason, replacing, shown
 from chgdb.schema import PROPERTIES
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
-    from chgdb.database import Database, Filters
     from chgdb.density import Structure
     from chgdb.table import Selection
 
 __all__ = [
     "STRUCTURE_COLUMNS",
-    "export_records",
+    "check_target",
     "json_ready",
     "known_properties",
     "structure_of",
+    "write_selection",
     "write_structure",
 ]
 
@@ -32,41 +30,31 @@ STRUCTURE_COLUMNS = ("lattice", "species", "frac_coords")
 """The columns whose text is JSON."""
 
 
-def export_records(database: Database, target: str | Path, **filters: Unpack[Filters]) -> int:
-    """Write the records that fit, all or nothing; the suffix of the target says how.
-
-    Args:
-        database: where they are.
-        target: `.csv`, `.json` and `.parquet` are tables, `.extxyz` has structures with their
-            properties (ASE), and a name without suffix becomes a new store.
-        **filters: as of `Database.select`; `columns` are those of a table.
-
-    Returns:
-        The number of records written.
+def check_target(path: Path) -> bool:
+    """Whether a target of `Database.export` is a file, by its suffix; else it is a new store.
 
     Raises:
-        InputError: an unknown suffix, or a target that exists or cannot be written.
-        QueryError: a filter that cannot be understood.
-        StoreError: the new store cannot be written.
+        InputError: an unknown suffix, or the target exists.
     """
-    path = Path(target)
-    write = _WRITERS.get(path.suffix.lower())
-    if write is None and path.suffix:
+    is_file = path.suffix.lower() in _WRITERS
+    if path.suffix and not is_file:
         raise InputError(
             f"{shown(path)}: unknown suffix; use .csv, .json, .parquet or .extxyz, or none for a "
             "store"
         )
-    if path.exists() and (write is not None or not path.is_dir()):
+    if path.exists() and (is_file or not path.is_dir()):
         raise InputError(f"{shown(path)}: exists already; remove it or choose another name")
-    if write is None or path.suffix.lower() == ".extxyz":
-        filters["columns"] = None
-    selection = database.select(**filters)
-    if write is None:
-        database.copy(path, [row["id"] for row in selection])
-    else:
-        with replacing(path) as partial:
-            write(selection, partial)
-    return len(selection)
+    return is_file
+
+
+def write_selection(path: Path, selection: Selection) -> None:
+    """Write records as a table or as structures, all or nothing; the suffix says how.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with replacing(path) as partial:
+        _WRITERS[path.suffix.lower()](selection, partial)
 
 
 def json_ready(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def encoder_config(kind: str, latent_size: int = 16) -> EncoderConfig:
 
 
 def settings_for(kind: str, *, epochs: int = 72, seed: int = 0) -> TrainSettings:
-    """The settings each encoder was trained with; `paper` has those of its paper."""
+    """The settings that suit an encoder; `paper` has those of its paper where it gives them."""
     settings = TrainSettings(epochs=epochs, full_precision_epochs=min(5, epochs // 10), seed=seed)
     if kind == "paper":
         return replace(settings, batch_points=300_000, learning_rate=1e-3, patience=10, average=0.0)

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import filelock
 import numpy as np
 import pytest
-from conftest import MakeDensity, MakeFile
+from conftest import ROOT, MakeDensity, MakeFile
 
 from chgdb import database as module
 from chgdb.database import Database, Record
@@ -29,6 +30,7 @@ from chgdb.errors import (
 )
 from chgdb.files import PARTIAL_SUFFIX
 from chgdb.formats import read_density
+from chgdb.weights import load_config
 
 
 def state(store: Path) -> dict[str, bytes]:
@@ -718,3 +720,35 @@ def test_a_new_store_needs_a_folder_of_its_own(models: Path, tmp_path: Path) -> 
     with pytest.raises(StoreError, match="cannot make a store here"):
         Database.create(tmp_path / "file" / "below", encoder="tiny-16")
     assert not list(tmp_path.glob(f".*{PARTIAL_SUFFIX}"))
+
+
+# --- the shipped store ----------------------------------------------------------------------------
+
+
+def test_the_shipped_store_is_what_this_code_makes() -> None:
+    database = Database(ROOT / "store")
+    config = load_config(ROOT / "models" / database.info.encoder.id)
+    assert config.weights_sha256 == database.info.encoder.weights_sha256
+    records = database.get(list(database))
+    assert len(records) == 390
+    for record in records:
+        assert record.row["formula"] == record.structure.formula
+        assert record.row["latent_coarse"] is False
+        assert abs(record.row["latent_electron_error"]) < 1e-9 * record.row["n_electrons"]
+
+
+def test_the_shipped_store_keeps_the_promised_error() -> None:
+    found = Database(ROOT / "store").select(where="split = 'test'", columns=["latent_nmae"])
+    errors = [error for (error,) in found.values]
+    assert len(errors) > 40
+    assert median(errors) < 1.5
+    assert max(errors) < 6.0
+
+
+def test_the_rows_of_the_shipped_arrays_belong_to_its_records() -> None:
+    database = Database(ROOT / "store")
+    ids = list(database)
+    for record in database.get([ids[0], ids[len(ids) // 2], ids[-1]]):
+        latent = record.latent()
+        assert latent.n_electrons == record.row["n_electrons"]
+        assert float(np.abs(latent.values).max()) <= 1.0

@@ -15,11 +15,11 @@ import pytest
 from chgdb import export
 from chgdb.database import Database
 from chgdb.errors import InputError, QueryError, StoreError
-from chgdb.export import export_records, write_structure
+from chgdb.export import write_structure
 
 
 def test_csv(database: Database, tmp_path: Path) -> None:
-    assert export_records(database, tmp_path / "a.csv", elements="Ti") == 2
+    assert database.export(tmp_path / "a.csv", elements="Ti") == 2
     frame = pd.read_csv(tmp_path / "a.csv")
     assert frame["id"].tolist() == ["mp-1", "mp-5"]
     assert frame["band_gap"].tolist() == [3.0, 1.9]
@@ -27,7 +27,7 @@ def test_csv(database: Database, tmp_path: Path) -> None:
 
 
 def test_json(database: Database, tmp_path: Path) -> None:
-    export_records(database, tmp_path / "a.JSON", where="id = 'mp-1'")
+    database.export(tmp_path / "a.JSON", where="id = 'mp-1'")
     (row,) = json.loads((tmp_path / "a.JSON").read_text(encoding="utf-8"))
     assert row["species"] == ["Ti", "O", "O"]
     np.testing.assert_allclose(row["lattice"], database["mp-1"].structure.lattice)
@@ -35,7 +35,7 @@ def test_json(database: Database, tmp_path: Path) -> None:
 
 
 def test_parquet(database: Database, tmp_path: Path) -> None:
-    export_records(database, tmp_path / "a.parquet", sort="band_gap", descending=True)
+    database.export(tmp_path / "a.parquet", sort="band_gap", descending=True)
     frame = duckdb.read_parquet(str(tmp_path / "a.parquet")).df()
     expected = database.search(sort="band_gap", descending=True)
     assert frame["id"].tolist() == expected["id"].tolist()
@@ -45,7 +45,7 @@ def test_parquet(database: Database, tmp_path: Path) -> None:
 
 
 def test_extxyz(database: Database, tmp_path: Path) -> None:
-    export_records(database, tmp_path / "a.extxyz", columns=["id"])
+    database.export(tmp_path / "a.extxyz", columns=["id"])
     images = ase.io.read(tmp_path / "a.extxyz", index=":")
     assert [atoms.info["material_id"] for atoms in images] == list(database)
     record, atoms = database["mp-1"], images[0]
@@ -58,20 +58,20 @@ def test_extxyz(database: Database, tmp_path: Path) -> None:
 
 
 def test_a_store(database: Database, tmp_path: Path) -> None:
-    assert export_records(database, tmp_path / "part", ranges={"band_gap": "1:"}) == 3
+    assert database.export(tmp_path / "part", ranges={"band_gap": "1:"}) == 3
     part = Database(tmp_path / "part")
     assert list(part) == ["mp-1", "mp-3", "mp-5"]
     np.testing.assert_array_equal(part["mp-5"].latent().values, database["mp-5"].latent().values)
 
 
 def test_chosen_columns(database: Database, tmp_path: Path) -> None:
-    export_records(database, tmp_path / "a.csv", columns=["formula", "id"], limit=1)
+    database.export(tmp_path / "a.csv", columns=["formula", "id"], limit=1)
     assert (tmp_path / "a.csv").read_text() == "formula,id\nTiO2,mp-1\n"
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.json", "a.parquet", "a.extxyz", "a"])
 def test_no_records(database: Database, tmp_path: Path, name: str) -> None:
-    assert export_records(database, tmp_path / name, elements="Xe") == 0
+    assert database.export(tmp_path / name, elements="Xe") == 0
     assert (tmp_path / name).exists()
 
 
@@ -79,14 +79,14 @@ def test_no_records(database: Database, tmp_path: Path, name: str) -> None:
 def test_what_is_there_stays(database: Database, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")
     with pytest.raises(InputError, match=f"{name}: exists already"):
-        export_records(database, tmp_path / name)
+        database.export(tmp_path / name)
     assert (tmp_path / name).read_text() == "precious"
 
 
 def test_a_folder_that_is_not_empty_stays(database: Database, tmp_path: Path) -> None:
     before = sorted(database.path.rglob("*"))
     with pytest.raises(StoreError, match="exists and is not empty"):
-        export_records(database, database.path)
+        database.export(database.path)
     assert sorted(database.path.rglob("*")) == before
 
 
@@ -94,11 +94,11 @@ def test_refusals_write_nothing(database: Database, tmp_path: Path) -> None:
     new = tmp_path / "new"
     new.mkdir()
     with pytest.raises(InputError, match=r"unknown suffix; use \.csv"):
-        export_records(database, new / "a.xlsx")
+        database.export(new / "a.xlsx")
     with pytest.raises(QueryError, match="no column 'foo'"):
-        export_records(database, new / "a.csv", sort="foo")
+        database.export(new / "a.csv", sort="foo")
     with pytest.raises(InputError, match="cannot be written"):
-        export_records(database, new / "absent" / "a.csv")
+        database.export(new / "absent" / "a.csv")
     assert not list(new.iterdir())
 
 
@@ -120,7 +120,7 @@ def test_a_failure_leaves_no_file(
     new = tmp_path / "new"
     new.mkdir()
     with pytest.raises(expected):
-        export_records(database, new / name)
+        database.export(new / name)
     assert not list(new.iterdir())
 
 

@@ -128,18 +128,6 @@ def test_all_is_there_and_true(module: str) -> None:
     assert defined <= set(names), f"{module}.__all__ lacks {sorted(defined - set(names))}"
 
 
-EMPTY_STORE = """
-from chgdb.schema import EncoderInfo, LatentStorage, StoreInfo
-from chgdb.table import Table
-from pathlib import Path
-import sys
-store = Path(sys.argv[1])
-store.mkdir()
-storage = LatentStorage("int8", 1 / 127, (16, 16, 16, 16))
-StoreInfo(EncoderInfo("periodic-16", "periodic", "0" * 64), storage, "", "chgdb 0").save(store)
-(store / "materials").mkdir()
-"""
-
 RUN = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -159,16 +147,6 @@ print(json.dumps([code, loaded, text.getvalue()[-2000:]]))
 """
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped store, or one without records where there is none."""
-    if (ROOT / "store" / "chgdb.json").exists():
-        return ROOT / "store"
-    path = tmp_path_factory.mktemp("store") / "store"
-    subprocess.run([sys.executable, "-c", EMPTY_STORE, str(path)], check=True, cwd=ROOT)
-    return path
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -179,8 +157,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=lambda words: words[0] if words else "import",
 )
-def test_light_commands_load_nothing_heavy(words: list[str], store: Path) -> None:
-    words = [str(store) if word == "STORE" else word for word in words]
+def test_light_commands_load_nothing_heavy(words: list[str]) -> None:
+    words = [str(ROOT / "store") if word == "STORE" else word for word in words]
     command = [sys.executable, "-c", RUN, json.dumps(words), json.dumps(HEAVY)]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     code, loaded, text = json.loads(result.stdout.splitlines()[-1])
