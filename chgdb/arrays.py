@@ -24,7 +24,7 @@ from zarr.storage import LocalStore
 
 from chgdb.density import Grid
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
-from chgdb.files import PARTIAL_SUFFIX, replace_file, sync_folder
+from chgdb.files import PARTIAL_SUFFIX, reason, replace_file, sync_folder
 from chgdb.schema import (
     LatentStorage,
     check_id,
@@ -379,7 +379,6 @@ def _mapped(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise StoreError(f"{path}: missing or incomplete") from error
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read or written ({error.strerror})") from error
+        raise StoreError(f"{path}: cannot be read or written ({reason(error)})") from error
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise StoreError(f"{path}: damaged or unreadable ({reason})") from error
+        raise StoreError(f"{path}: damaged or unreadable ({reason(error)})") from error

@@ -44,6 +44,7 @@ from chgdb.resources import DEFAULT_ENCODER, find_model, find_store, is_shipped
 from chgdb.schema import (
     ARRAYS_FOLDER,
     COLUMNS,
+    CRYSTAL_SYSTEMS,
     TABLE_FOLDER,
     EncoderInfo,
     StoreInfo,
@@ -85,16 +86,6 @@ BATCH_POINTS = 2**23
 
 LARGEST_GRID = 2**27
 """Points of a grid to decode on: 512^3, 1 GB as an array and 3 GB while it is made."""
-
-_CRYSTAL_SYSTEMS = (
-    "triclinic",
-    "monoclinic",
-    "orthorhombic",
-    "tetragonal",
-    "trigonal",
-    "hexagonal",
-    "cubic",
-)
 
 
 class Filters(TypedDict, total=False):
@@ -860,8 +851,8 @@ def _spacegroup_condition(text: str) -> Condition:
 
 
 def _crystal_system_condition(text: str) -> Condition:
-    if text.lower() not in _CRYSTAL_SYSTEMS:
-        raise QueryError(f"no crystal system {text!r}; there are {', '.join(_CRYSTAL_SYSTEMS)}")
+    if text.lower() not in CRYSTAL_SYSTEMS:
+        raise QueryError(f"no crystal system {text!r}; there are {', '.join(CRYSTAL_SYSTEMS)}")
     return Condition("crystal_system = ?", (text.lower(),))
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chgdb.errors import FormatVersionError, InputError, StoreError
-from chgdb.files import replace_file
+from chgdb.files import reason, replace_file
 
 __all__ = [
     "ARRAYS_FOLDER",
     "COLUMNS",
+    "CRYSTAL_SYSTEMS",
     "FORMAT",
     "FORMAT_VERSION",
     "INFO_FILE",
@@ -145,6 +146,17 @@ PROPERTIES = (
 
 COLUMNS = {column.name: column for column in (*_RECORD, *PROPERTIES)}
 """Every column of the table by name, in order."""
+
+CRYSTAL_SYSTEMS = {
+    "triclinic": 2,
+    "monoclinic": 15,
+    "orthorhombic": 74,
+    "tetragonal": 142,
+    "trigonal": 167,
+    "hexagonal": 194,
+    "cubic": 230,
+}
+"""Crystal system -> number of its last space group, in the order of their numbers."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
 
@@ -294,7 +306,7 @@ def _load_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"{path.parent}: not a chgdb store, it holds no {path.name}") from error
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+        raise StoreError(f"{path}: cannot be read ({reason(error)})") from error
     except ValueError as error:
         raise StoreError(f"{path}: damaged ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -8,19 +8,9 @@ from dataclasses import dataclass
 import spglib
 
 from chgdb.density import Structure
+from chgdb.schema import CRYSTAL_SYSTEMS
 
 __all__ = ["Symmetry", "find_symmetry"]
-
-_CRYSTAL_SYSTEMS = (
-    (2, "triclinic"),
-    (15, "monoclinic"),
-    (74, "orthorhombic"),
-    (142, "tetragonal"),
-    (167, "trigonal"),
-    (194, "hexagonal"),
-    (230, "cubic"),
-)
-"""The last space group of each crystal system."""
 
 
 @dataclass(frozen=True)
@@ -69,4 +59,4 @@ def find_symmetry(structure: Structure, symprec: float = 0.01) -> Symmetry | Non
 
 
 def _crystal_system(number: int) -> str:
-    return next(name for last, name in _CRYSTAL_SYSTEMS if number <= last)
+    return next(name for name, last in CRYSTAL_SYSTEMS.items() if number <= last)

@@ -27,7 +27,7 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.files import PARTIAL_SUFFIX, replacing, sync_folder
+from chgdb.files import PARTIAL_SUFFIX, reason, replacing, sync_folder
 from chgdb.schema import (
     COLUMNS,
     FORMAT_VERSION,
@@ -121,7 +121,7 @@ class Table:
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
         except OSError as error:
-            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from error
+            raise StoreError(f"{folder}: cannot be made ({reason(error)})") from error
         return cls(folder)
 
     @property
@@ -331,7 +331,7 @@ class Table:
             part.path.replace(final.path)
             sync_folder(self.folder)
         except OSError as error:
-            raise StoreError(f"{final.path}: cannot be written ({error.strerror})") from error
+            raise StoreError(f"{final.path}: cannot be written ({reason(error)})") from error
 
     def _drop(self, part: _Part, ids: Sequence[str]) -> None:
         """Rewrite one part without some of its records, if it has them."""
@@ -416,7 +416,7 @@ def _query(query: str, parameters: list[Any], parts: Sequence[_Part]) -> list[tu
             duckdb.OutOfRangeException,
             duckdb.ParserException,
         ) as error:
-            raise QueryError(f"the condition cannot be evaluated: {_one_line(error)}") from error
+            raise QueryError(f"the condition cannot be evaluated: {reason(error)}") from error
         except duckdb.Error as error:
             raise StoreError(_blame(connection, parts, error)) from error
 
@@ -433,12 +433,8 @@ def _blame(
                 return f"{part.path}: missing"
             if isinstance(cause, duckdb.PermissionException):
                 return f"{part.path}: DuckDB takes its path for a pattern; rename the folder"
-            return f"{part.path}: damaged ({_one_line(cause)})"
-    return f"the table cannot be read: {_one_line(error)}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).splitlines()[0].split())
+            return f"{part.path}: damaged ({reason(cause)})"
+    return f"the table cannot be read: {reason(error)}"
 
 
 # ---------------------------------------------------------------------- Parquet
@@ -525,4 +521,4 @@ def _write(path: Path, values: Sequence[tuple[Any, ...]]) -> None:
                 custom_metadata=metadata,
             )
         except Exception as error:  # fastparquet raises whatever comes up
-            raise StoreError(f"{path}: cannot be written ({_one_line(error)})") from error
+            raise StoreError(f"{path}: cannot be written ({reason(error)})") from error

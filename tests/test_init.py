@@ -34,6 +34,11 @@ def test_the_names_that_are_exported() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", chgdb.__version__)
 
 
+def test_the_changelog_begins_with_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE)[0] == chgdb.__version__
+
+
 def test_open(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = chgdb.open(store)
     assert isinstance(database, Database)

@@ -19,8 +19,8 @@ PACKAGE = ROOT / "chgdb"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "elements", "nets"),
     ("files", "density", "query"),
-    ("schema", "chgcar", "grid", "symmetry"),
-    ("arrays", "table", "weights", "formats", "metrics", "export"),
+    ("schema", "chgcar", "grid"),
+    ("arrays", "table", "weights", "formats", "metrics", "symmetry", "export"),
     ("codec", "intake", "decoded", "resources", "output", "plot"),
     ("database", "train"),
     ("cli",),
