@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -529,7 +529,7 @@ def add(
             species=None if species is None else species.replace(",", " ").split(),
             properties=properties,
             processes=processes,
-            progress=progress,
+            progress=_heeding_interrupts(progress),
         )
     if len(report) <= _LISTED_RECORDS:
         for row in report.added:
@@ -713,10 +713,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code or 0)
 
 
+_interrupts: list[int] = []
+"""The interrupts that came to the command that is running."""
+
+
 @contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
     """The interrupts that came; DuckDB answers one with an error of its own."""
-    interrupts: list[int] = []
+    interrupts = _interrupts
+    interrupts.clear()
 
     def note(number: int, _: object) -> None:
         interrupts.append(number)
@@ -731,6 +736,20 @@ def _noted_interrupts() -> Iterator[list[int]]:
         yield interrupts
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _heeding_interrupts(
+    progress: Callable[[int, int], None] | None,
+) -> Callable[[int, int], None]:
+    """Stop long work at its next step where a destructor or a library swallowed the interrupt."""
+
+    def advance(done: int, total: int) -> None:
+        if _interrupts:
+            raise KeyboardInterrupt
+        if progress:
+            progress(done, total)
+
+    return advance
 
 
 _INTERRUPTED = 130

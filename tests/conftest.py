@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +54,12 @@ def gaussian_density(
     values *= electrons / (values.mean() * structure.volume)
     magnetization = np.stack([values / 3] * spin) if spin else None
     return ChargeDensity(values, structure, magnetization)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Tests and their processes hear Ctrl-C, also where the shell that began them does not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
