@@ -546,7 +546,7 @@ def add(
         if row["latent_nmae"] > _POOR_NMAE:
             _warn(
                 f"{row['id']}: the latent holds this density poorly (NMAE "
-                f"{row['latent_nmae']:.0f} %); the encoder was trained on valence densities"
+                f"{row['latent_nmae']:.0f} %); docs/vasp.md says what suits an encoder"
             )
     if len(report) > 1:
         typer.echo(

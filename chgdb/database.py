@@ -845,6 +845,8 @@ def _range_condition(name: str, bounds: Range | int) -> Condition:
 def _spacegroup_condition(text: str) -> Condition:
     """By number, range of numbers or symbol, its spaces, underscores and case not regarded."""
     if text[:1].isdigit() or ":" in text:
+        if text.isdecimal() and not 1 <= int(text) <= 230:
+            raise QueryError(f"no space group {text}; their numbers are 1 to 230")
         return parse_range("spacegroup", text)
     symbol = text.replace(" ", "").replace("_", "").lower()
     return Condition("replace(lower(spacegroup_symbol), '_', '') = ?", (symbol,))

@@ -271,19 +271,23 @@ _WRITERS: dict[str, Callable[[Path, ChargeDensity, str | None], None]] = {
 # --- finding --------------------------------------------------------------------------------
 
 _PATTERNS = (
-    *("CHGCAR*", "CHG*", "PARCHG*", "AECCAR*", "*.CHGCAR*"),
+    *("CHGCAR*", "*.CHGCAR*"),
     *(f"*.npz{suffix}" for suffix in ("", *_COMPRESSED)),
 )
-"""Names by which a density is recognised in a directory."""
+"""Names by which a density is recognised in a directory.
+
+A VASP run also leaves CHG, AECCAR and PARCHG: the same density again, or one that is not the
+valence density. They are read where they are named.
+"""
 
 
 def find_densities(paths: Iterable[str | Path]) -> list[Path]:
     """The density files that arguments of a command mean.
 
     Args:
-        paths: files of any name; directories, searched with all below them for CHGCAR*, CHG*,
-            PARCHG*, AECCAR*, *.CHGCAR* and *.npz, hidden ones left out; and patterns such as
-            "*.npz" that no shell has expanded.
+        paths: files of any name; directories, searched with all below them for CHGCAR*,
+            *.CHGCAR* and *.npz, hidden ones left out; and patterns such as "*.npz" that no shell
+            has expanded.
 
     Returns:
         Each file once, in the order of the arguments and in natural order within each.

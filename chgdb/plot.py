@@ -61,6 +61,8 @@ def plot_slice(
         raise MissingExtraError("drawing", "plot") from error
     if normal not in _AXES:
         raise InputError(f"--normal {normal}: use a, b or c")
+    if not np.isfinite(height):
+        raise InputError(f"--at {height}: use a fraction of the lattice vector, such as 0.5")
     axis = _AXES[normal]
     panels: list[tuple[str, NDArray[np.float64], str]] = []
     plane = _plane(density.values, axis, height)

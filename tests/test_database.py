@@ -722,6 +722,13 @@ def test_a_new_store_needs_a_folder_of_its_own(models: Path, tmp_path: Path) -> 
     assert not list(tmp_path.glob(f".*{PARTIAL_SUFFIX}"))
 
 
+def test_a_space_group_that_there_is_not(database: Database) -> None:
+    for number in ("0", "231", "999"):
+        with pytest.raises(QueryError, match="1 to 230"):
+            database.select(spacegroup=number)
+    assert len(database.select(spacegroup="1:230")) == len(database)
+
+
 # --- the shipped store ----------------------------------------------------------------------------
 
 

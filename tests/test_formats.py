@@ -349,10 +349,11 @@ def relative(directory: Path, paths: list[Path]) -> list[str]:
 
 def test_a_directory_is_searched(tmp_path: Path) -> None:
     densities = [
-        *("AECCAR0", "AECCAR2.gz", "CHG", "CHGCAR", "CHGCAR.bz2", "CHGCAR_sum", "PARCHG.0001"),
+        *("CHGCAR", "CHGCAR.bz2", "CHGCAR_sum"),
         *("mp-9.npz", "mp-10.CHGCAR.xz", "mp-10.npz.gz", "run/2/CHGCAR", "run/10/CHGCAR"),
     ]
-    others = [".CHGCAR", ".git/CHGCAR", "POSCAR", "CONTCAR", "mp-9.npy", "x.npz.zip", "chgcar"]
+    others = ["AECCAR0", "AECCAR2.gz", "CHG", "CHG.gz", "PARCHG.0001"]  # of the same run
+    others += [".CHGCAR", ".git/CHGCAR", "POSCAR", "CONTCAR", "mp-9.npy", "x.npz.zip", "chgcar"]
     touch(tmp_path, *densities, *others)
     (tmp_path / "CHGCAR.d").mkdir()
     assert relative(tmp_path, find_densities([tmp_path])) == densities

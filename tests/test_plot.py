@@ -105,6 +105,8 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     density = crystal((6, 6, 6))
     with pytest.raises(InputError, match="--normal d"):
         plot_slice(density, tmp_path / "a.png", normal="d")
+    with pytest.raises(InputError, match="--at nan"):
+        plot_slice(density, tmp_path / "a.png", height=float("nan"))
     with pytest.raises(InputError, match="suffix"):
         plot_slice(density, tmp_path / "a.xyz")
     with pytest.raises(InputError, match="cannot be written"):
