@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chgdb.arrays import pack, unpack
 from chgdb.density import ChargeDensity, Grid, Latent, Structure
 from chgdb.errors import InputError, ModelError
 from chgdb.files import reason
@@ -32,6 +34,7 @@ __all__ = [
     "Codec",
     "PaperCodec",
     "PeriodicCodec",
+    "boxed_vasp_grid",
     "build_codec",
     "build_net",
     "load_codec",
@@ -73,6 +76,14 @@ class Codec(ABC):
     def latent_storage(self) -> LatentStorage:
         """How a store keeps latents of this encoder."""
         return LatentStorage(*self.storage, self.config.latent_shape)
+
+    def stored(self, latent: Latent) -> Latent:
+        """The latent as it comes back from a store, rounded.
+
+        Raises:
+            ModelError: a value that the stored dtype cannot hold.
+        """
+        return replace(latent, values=unpack(pack(latent.values, *self.storage), *self.storage))
 
     @abstractmethod
     def work_grid(self, lattice: NDArray[np.float64]) -> Grid:
@@ -280,8 +291,7 @@ class PaperCodec(Codec):
     storage = ("float16", None)
 
     def work_grid(self, lattice: NDArray[np.float64]) -> Grid:
-        n1, n2, n3 = (min(n, BOX) for n in vasp_grid(lattice))
-        return n1, n2, n3
+        return boxed_vasp_grid(lattice)
 
     def _full_grid(self, lattice: NDArray[np.float64]) -> int:
         return max(vasp_grid(lattice))
@@ -295,6 +305,12 @@ class PaperCodec(Codec):
 
     def from_field(self, field: NDArray[np.float64]) -> NDArray[np.float64]:
         return field
+
+
+def boxed_vasp_grid(lattice: NDArray[np.float64]) -> Grid:
+    """VASP's grid for a lattice, shape (3, 3) in A; an axis that would exceed the box gets 128."""
+    n1, n2, n3 = (min(n, BOX) for n in vasp_grid(lattice))
+    return n1, n2, n3
 
 
 def signed_sqrt(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cached_property
@@ -612,15 +612,10 @@ class Database:
 
     def _encode(self, intakes: Sequence[Intake]) -> list[_Encoded]:
         """Rows and latents of densities; the errors in the rows are those of the stored bytes."""
-        from chgdb.arrays import pack, unpack
         from chgdb.metrics import compare
 
-        packing = self.info.latent.dtype, self.info.latent.scale_factor
         densities = [intake.density for intake in intakes]
-        latents = [
-            replace(latent, values=unpack(pack(latent.values, *packing), *packing))
-            for latent in self._codec.encode(densities)
-        ]
+        latents = [self._codec.stored(latent) for latent in self._codec.encode(densities)]
         structures = [density.structure for density in densities]
         grids = [density.grid for density in densities]
         decoded = self._codec.decode(latents, structures, grids)

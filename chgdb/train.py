@@ -22,12 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from chgdb.arrays import pack, unpack
 from chgdb.codec import (
     BOX,
     Codec,
     PaperCodec,
     PeriodicCodec,
+    boxed_vasp_grid,
     build_codec,
     build_net,
     select_device,
@@ -37,7 +37,7 @@ from chgdb.density import ChargeDensity, Grid
 from chgdb.errors import InputError, ModelError
 from chgdb.files import reason, replacing
 from chgdb.formats import default_id, find_densities, read_density
-from chgdb.grid import fourier_resample, shift_origin, vasp_grid, zero_pad
+from chgdb.grid import fourier_resample, shift_origin, zero_pad
 from chgdb.intake import read_properties
 from chgdb.metrics import nmae
 from chgdb.nets import Autoencoder, PeriodicNet
@@ -334,12 +334,10 @@ def evaluate_encoder(codec: Codec, samples: Sequence[Sample]) -> dict[str, dict[
     errors = {}
     for sample in samples:
         density = sample.density
-        (latent,) = codec.encode([density])
-        stored = unpack(pack(latent.values, *codec.storage), *codec.storage)
-        latent = replace(latent, values=stored)
+        (latent,) = map(codec.stored, codec.encode([density]))
         (output,) = codec.decode_box([latent])
         decoded = codec.density_from_box(output, latent, density.structure)
-        grid = _capped(vasp_grid(density.structure.lattice))
+        grid = boxed_vasp_grid(density.structure.lattice)
         difference = -fourier_resample(density.values, grid)
         if isinstance(codec, PaperCodec):
             difference = output + zero_pad(difference, output.shape)
@@ -351,12 +349,6 @@ def evaluate_encoder(codec: Codec, samples: Sequence[Sample]) -> dict[str, dict[
             "box_mae": float(np.abs(difference).sum()) / BOX**3,
         }
     return errors
-
-
-def _capped(grid: Grid) -> Grid:
-    """A grid that fits into the box."""
-    n1, n2, n3 = (min(n, BOX) for n in grid)
-    return n1, n2, n3
 
 
 def train_encoder(
