@@ -1,4 +1,4 @@
-"""The arrays of a store: quantised latents and what belongs to them, as one Zarr v3 group.
+"""The arrays of a store: quantised latents, payloads and what belongs to them, as one Zarr group.
 
 Rows are written first, then committed by one rename of the group's `zarr.json`, whose consolidated
 metadata is what readers go by. docs/format.md states the protocol.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -33,12 +33,24 @@ from chgdb.schema import (
 
 __all__ = ["LatentArrays", "LatentStorage", "StoredLatent", "pack", "unpack"]
 
+_T = TypeVar("_T")
+
 _MATERIALS_PER_SHARD = 128
 _MATERIALS_PER_CHUNK = 1024
 """Of the small arrays; latents have one material per chunk."""
 
+_PAYLOAD_CHUNK = 2**14
+_PAYLOAD_SHARD = 2**20
+"""Bytes of payloads: what is read, and lost to damage, together; what is in one file."""
+
 _METADATA = "zarr.json"
-_ARRAYS = ("latent", "material_id", "grid", "work_grid", "n_electrons")
+_ARRAYS = ("material_id", "latent", "grid", "work_grid", "n_electrons")
+"""With one row per material, in every version of the format; the id is erased first."""
+
+_PAYLOAD_ROWS = ("payload_offset", "payload_length")
+_PAYLOAD = "payload"
+"""Since version 2: all payloads as one array of bytes, and where in it that of a row is."""
+
 _MAX_GRID = np.iinfo(np.int32).max
 
 
@@ -123,12 +135,27 @@ class LatentArrays:
     """The Zarr group of a store, for reading rows or for adding and erasing them.
 
     Reading needs no lock; one writer may be open at a time.
+
+    Attributes:
+        path: of the group.
+        storage: how latents are stored.
+        n_rows: rows that are committed.
+        n_bytes: of payloads that are committed; None in a group of format version 1, which has no
+            payloads and is only read.
     """
 
-    def __init__(self, path: Path, group: zarr.Group, storage: LatentStorage, n_rows: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        group: zarr.Group,
+        storage: LatentStorage,
+        n_rows: int,
+        n_bytes: int | None,
+    ) -> None:
         self.path = path
         self.storage = storage
         self.n_rows = n_rows
+        self.n_bytes = n_bytes
         self._group = group
 
     @classmethod
@@ -151,7 +178,7 @@ class LatentArrays:
         with _mapped(path):
             group = zarr.create_group(_DurableStore(path), zarr_format=3, attributes=dict(attrs))
             _create_arrays(group, storage)
-            _commit(path, 0)
+            _commit(path, 0, 0)
         return cls.open(path, writable=True)
 
     @classmethod
@@ -165,9 +192,12 @@ class LatentArrays:
         with _mapped(path):
             store = _DurableStore(path, read_only=not writable)
             committed = zarr.open_group(store, mode="r", use_consolidated=True)
-            arrays = {name: _array(committed, name) for name in _ARRAYS}
+            has_payloads = _PAYLOAD in committed
+            names = (*_ARRAYS, *_PAYLOAD_ROWS) if has_payloads else _ARRAYS
+            arrays = {name: _array(committed, name) for name in names}
             latent = arrays["latent"]
             n_rows = latent.shape[0]
+            n_bytes = _array(committed, _PAYLOAD).shape[0] if has_payloads else None
             if any(array.shape[0] != n_rows for array in arrays.values()):
                 raise StoreError(f"{path}: damaged, its arrays differ in the number of rows")
             channel, a, b, c = latent.shape[1:]
@@ -175,10 +205,12 @@ class LatentArrays:
             scale = float(latent.attrs["scale_factor"])  # type: ignore[arg-type]
             storage = LatentStorage(dtype, scale if dtype == "int8" else None, (channel, a, b, c))
             if writable:
+                if not has_payloads:
+                    raise StoreError(f"{path}: of format version 1, which is only read")
                 for leftover in path.rglob(f".*{PARTIAL_SUFFIX}"):
                     leftover.unlink(missing_ok=True)
                 committed = zarr.open_group(store, mode="r+", use_consolidated=False)
-        return cls(path, committed, storage, n_rows)
+        return cls(path, committed, storage, n_rows, n_bytes)
 
     def write(
         self,
@@ -188,6 +220,7 @@ class LatentArrays:
         grids: ArrayLike,
         work_grids: ArrayLike,
         n_electrons: ArrayLike,
+        payloads: Sequence[bytes],
     ) -> None:
         """Write and commit the rows start...start + len(ids) - 1; they become the last rows.
 
@@ -200,6 +233,7 @@ class LatentArrays:
             grids: shape (row, 3), points of the source densities.
             work_grids: shape (row, 3), points that the encoder saw.
             n_electrons: shape (row,), electrons.
+            payloads: one per row; empty where there is none.
 
         Raises:
             InputError: an id, a shape or a number that cannot be stored.
@@ -209,15 +243,20 @@ class LatentArrays:
         if not 0 <= start <= self.n_rows:
             raise StoreError(f"{self.path}: row {start} does not follow the {self.n_rows} rows")
         rows = self._checked(ids, latents, grids, work_grids, n_electrons)
+        lengths = np.array([len(payload) for payload in payloads], np.int64)
+        rows["payload_length"] = _shaped("payloads", lengths, (len(ids),))
         stop = start + len(ids)
         with _mapped(self.path):
             if start < self.n_rows:
-                self._commit(start)
+                # a row without a record was never erased: it knows where its payload began
+                self._commit(start, int(self._row("payload_offset", start)))
+            ends = (self.n_bytes or 0) + np.cumsum(lengths)
+            rows["payload_offset"] = ends - lengths
             for name, values in rows.items():
-                array = _array(self._group, name)
-                array.resize((stop, *array.shape[1:]))
-                array[start:stop] = values
-            self._commit(stop)
+                self._extend(name, start, values)
+            content = np.frombuffer(b"".join(payloads), np.uint8)
+            n_bytes = self._extend(_PAYLOAD, self.n_bytes or 0, content)
+            self._commit(stop, n_bytes)
 
     def read(self, row: int, expected_id: str) -> StoredLatent:
         """One row, if it belongs to the material it should.
@@ -225,12 +264,15 @@ class LatentArrays:
         Raises:
             StoreError: no such row, a row of another material, or damaged data.
         """
-        try:
-            return self._read(row, expected_id)
-        except StoreError:
-            # A writer may have added the row since, or replaced a shard between the reading of
-            # its index and of its chunk.
-            return LatentArrays.open(self.path)._read(row, expected_id)
+        return self._repeated(lambda arrays: arrays._read(row, expected_id))
+
+    def read_payload(self, row: int, expected_id: str) -> bytes:
+        """The payload of one row, if it belongs to the material it should; empty if it has none.
+
+        Raises:
+            StoreError: no such row, a row of another material, or damaged data.
+        """
+        return self._repeated(lambda arrays: arrays._read_payload(row, expected_id))
 
     def ids(self) -> list[str]:
         """The material id of every row; "" where the record was removed.
@@ -251,24 +293,71 @@ class LatentArrays:
         for row in rows:
             self._check_row(row)
         with _mapped(self.path):
-            for name in _ARRAYS:
+            extents = [self._extent(row) for row in rows]
+            for name in (*_ARRAYS, *_PAYLOAD_ROWS):
                 array = _array(self._group, name)
                 for row in rows:
                     array[row] = array.fill_value
+            payload = _array(self._group, _PAYLOAD)
+            for start, stop in extents:
+                payload[start:stop] = payload.fill_value
+
+    def _repeated(self, read: Callable[[LatentArrays], _T]) -> _T:
+        """Read; if that fails, once more with what is on the disk now.
+
+        A writer may have added the row since, or replaced a shard between the reading of its index
+        and of its chunk.
+        """
+        try:
+            return read(self)
+        except StoreError:
+            return read(LatentArrays.open(self.path))
 
     def _read(self, row: int, expected_id: str) -> StoredLatent:
         self._check_row(row)
         with _mapped(self.path):
-            found = str(np.asarray(_array(self._group, "material_id")[row]).item())
-            stored = np.asarray(_array(self._group, "latent")[row])
-            grid = np.asarray(_array(self._group, "grid")[row])
-            work_grid = np.asarray(_array(self._group, "work_grid")[row])
-            n_electrons = float(np.asarray(_array(self._group, "n_electrons")[row]))
+            stored = self._row("latent", row)
+            grid, work_grid = self._row("grid", row), self._row("work_grid", row)
+            n_electrons = float(self._row("n_electrons", row))
+        self._check_id(row, expected_id)
+        values = unpack(stored, self.storage.dtype, self.storage.scale_factor)
+        return StoredLatent(values, _grid(grid), _grid(work_grid), n_electrons)
+
+    def _read_payload(self, row: int, expected_id: str) -> bytes:
+        self._check_row(row)
+        content = b""
+        if self.n_bytes is not None:
+            with _mapped(self.path):
+                start, stop = self._extent(row)
+                if not 0 <= start <= stop <= self.n_bytes:
+                    raise StoreError(f"{self.path}: damaged, row {row} has no place for a payload")
+                content = np.asarray(_array(self._group, _PAYLOAD)[start:stop]).tobytes()
+        self._check_id(row, expected_id)
+        return content
+
+    def _row(self, name: str, row: int) -> NDArray[Any]:
+        return np.asarray(_array(self._group, name)[row])
+
+    def _extent(self, row: int) -> tuple[int, int]:
+        """First and last + 1 of the bytes that are the payload of a row."""
+        start = int(self._row("payload_offset", row))
+        return start, start + int(self._row("payload_length", row))
+
+    def _extend(self, name: str, start: int, values: NDArray[Any]) -> int:
+        """Write from `start` on, to the new end of the array; where that is."""
+        array = _array(self._group, name)
+        stop = start + len(values)
+        array.resize((stop, *array.shape[1:]))
+        array[start:stop] = values
+        return stop
+
+    def _check_id(self, row: int, expected_id: str) -> None:
+        """Asked after the rest of a row is read: what was erased meanwhile is not given out."""
+        with _mapped(self.path):
+            found = str(self._row("material_id", row).item())
         if found != expected_id:
             held = found or "nothing"
             raise StoreError(f"{self.path}: row {row} holds {held}, not {expected_id}")
-        values = unpack(stored, self.storage.dtype, self.storage.scale_factor)
-        return StoredLatent(values, _grid(grid), _grid(work_grid), n_electrons)
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < self.n_rows:
@@ -303,49 +392,69 @@ class LatentArrays:
             raise InputError("n_electrons holds a value that is not a finite number")
         return rows
 
-    def _commit(self, n_rows: int) -> None:
-        _commit(self.path, n_rows)
-        self.n_rows = n_rows
+    def _commit(self, n_rows: int, n_bytes: int) -> None:
+        _commit(self.path, n_rows, n_bytes)
+        self.n_rows, self.n_bytes = n_rows, n_bytes
 
 
 def _create_arrays(group: zarr.Group, storage: LatentStorage) -> None:
-    def create(name: str, dtype: str, axes: Mapping[str, int], attrs: Mapping[str, Any]) -> None:
+    def create(
+        name: str,
+        dtype: str,
+        axes: Mapping[str, int],
+        attrs: Mapping[str, Any],
+        *,
+        first: str = "material",
+        chunk: int = _MATERIALS_PER_CHUNK,
+        shard: int | None = None,
+    ) -> None:
         sizes = tuple(axes.values())
-        is_latent = name == "latent"
         codecs: list[BytesBytesCodec] = [ZstdCodec(level=9), Crc32cCodec()]
         group.create_array(
             name,
             shape=(0, *sizes),
-            chunks=(1 if is_latent else _MATERIALS_PER_CHUNK, *sizes),
-            shards=(_MATERIALS_PER_SHARD, *sizes) if is_latent else None,
+            chunks=(chunk, *sizes),
+            shards=(shard, *sizes) if shard else None,
             dtype=dtype,
             compressors=codecs,
             fill_value="" if dtype == "string" else 0,
-            dimension_names=["material", *axes],
+            dimension_names=[first, *axes],
             attributes={**attrs},
         )
 
     latent_axes = dict(zip(("channel", "a", "b", "c"), storage.shape, strict=True))
     scale = {"scale_factor": storage.scale_factor or 1.0}
-    latent = {"long_name": "latent of the charge density", "units": "1", **scale}
-    create("latent", storage.dtype, latent_axes, {**latent, "coordinates": "material_id"})
+    named = {"coordinates": "material_id"}
+    latent = {"long_name": "latent of the charge density", "units": "1", **scale, **named}
+    create("latent", storage.dtype, latent_axes, latent, chunk=1, shard=_MATERIALS_PER_SHARD)
     create("material_id", "string", {}, {"long_name": "material id"})
-    points = {"units": "1", "coordinates": "material_id"}
-    grid = "points of the source density along a, b, c"
-    create("grid", "int32", {"axis": 3}, {"long_name": grid, **points})
-    work_grid = "points that the encoder saw along a, b, c"
-    create("work_grid", "int32", {"axis": 3}, {"long_name": work_grid, **points})
-    electrons = {"long_name": "electrons in the cell", "units": "e", "coordinates": "material_id"}
-    create("n_electrons", "float64", {}, electrons)
+    for name, dtype, axes, units, long_name in (
+        ("grid", "int32", {"axis": 3}, "1", "points of the source density along a, b, c"),
+        ("work_grid", "int32", {"axis": 3}, "1", "points that the encoder saw along a, b, c"),
+        ("n_electrons", "float64", {}, "e", "electrons in the cell"),
+        ("payload_offset", "int64", {}, "1", "first byte of the payload"),
+        ("payload_length", "int64", {}, "1", "bytes of the payload"),
+    ):
+        create(name, dtype, axes, {"long_name": long_name, "units": units, **named})
+    create(
+        _PAYLOAD,
+        "uint8",
+        {},
+        {"long_name": "payloads of all materials, one after another"},
+        first="byte",
+        chunk=_PAYLOAD_CHUNK,
+        shard=_PAYLOAD_SHARD,
+    )
 
 
-def _commit(path: Path, n_rows: int) -> None:
-    """Tell readers the number of rows, with one rename of the group's metadata."""
+def _commit(path: Path, n_rows: int, n_bytes: int) -> None:
+    """Tell readers the number of rows and bytes, with one rename of the group's metadata."""
     root = json.loads((path / _METADATA).read_text(encoding="utf-8"))
     arrays = {}
-    for name in sorted(_ARRAYS):
+    for name in sorted((*_ARRAYS, *_PAYLOAD_ROWS, _PAYLOAD)):
         metadata = json.loads((path / name / _METADATA).read_text(encoding="utf-8"))
-        arrays[name] = {**metadata, "shape": [n_rows, *metadata["shape"][1:]]}
+        length = n_bytes if name == _PAYLOAD else n_rows
+        arrays[name] = {**metadata, "shape": [length, *metadata["shape"][1:]]}
     consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
     root["consolidated_metadata"] = consolidated
     replace_file(path / _METADATA, (json.dumps(root, indent=2) + "\n").encode())

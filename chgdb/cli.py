@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ from chgdb.output import (
 from chgdb.resources import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
+    from chgdb.archive import Tolerance
     from chgdb.database import Database, Filters
     from chgdb.density import ChargeDensity, Grid
 
@@ -75,6 +77,23 @@ Species = Annotated[
 GridOption = Annotated[
     str | None,
     typer.Option(metavar="N1,N2,N3", help="Grid of the result; by default that of the source."),
+]
+
+
+class Source(StrEnum):
+    """What a density of the store is decoded from."""
+
+    PAYLOAD = "payload"
+    LATENT = "latent"
+
+
+From = Annotated[
+    Source | None,
+    typer.Option(
+        "--from",
+        help="What a record is decoded from; by default its payload, or the latent without one.",
+        show_default=False,
+    ),
 ]
 
 Formula = Annotated[
@@ -309,6 +328,7 @@ def get(
         typer.Option("-o", "--output", help="File to write, or folder when there are several ids."),
     ] = None,
     grid: GridOption = None,
+    source: From = None,
     format: Annotated[  # noqa: A002
         RecordFormat | None,
         typer.Option(help="By default chgcar with --decode and table without.", show_default=False),
@@ -323,11 +343,13 @@ def get(
         raise InputError(f"--decode writes chgcar, cube or npz, not {wanted}")
     if points and wanted not in _DENSITY_SUFFIX:
         raise InputError("--grid is the grid of a decoded density: add --decode")
+    if source and wanted not in _DENSITY_SUFFIX:
+        raise InputError("--from is what a density is decoded from: add --decode")
     if output and wanted not in (*_DENSITY_SUFFIX, *_STRUCTURE_SUFFIX):
         raise InputError("-o goes with --decode, or with --format cif or poscar")
     database = _open(store, device)
     if wanted in _DENSITY_SUFFIX:
-        _write_densities(database, ids, points, wanted, output)
+        _write_densities(database, ids, points, source, wanted, output)
     elif wanted in _STRUCTURE_SUFFIX:
         _write_structures(database, ids, wanted, output)
     elif wanted is RecordFormat.JSON:
@@ -380,23 +402,24 @@ def _write_densities(
     database: Database,
     ids: Sequence[str],
     grid: Grid | None,
+    source: Source | None,
     wanted: RecordFormat,
     output: Path | None,
 ) -> None:
     records = database.get(ids)
     targets = _targets(ids, _DENSITY_SUFFIX[wanted], output)
     for record, target in zip(records, targets, strict=True):
-        density = record.density(grid)
+        density = record.density(grid, (source or Source.PAYLOAD).value)
         if len(targets) > 1:
             _make_folder(target.parent)
         density.write(target, format=wanted.value)
         typer.echo(
             f"{record.id}: {target} ({_by(density.grid)} points, "
             f"{density.n_electrons:.4f} electrons; {density.origin}, "
-            f"NMAE {density.nmae:.2f} % against its source when stored)"
+            f"NMAE {density.nmae:.3g} % against its source when stored)"
         )
-        if record.row["magnetization"] is not None:
-            _warn(f"{record.id}: the total density; the magnetization of the source is not stored")
+        if record.row["magnetization"] is not None and density.magnetization is None:
+            _warn(f"{record.id}: the total density; a latent does not hold the magnetization")
 
 
 def _write_structures(
@@ -421,13 +444,14 @@ def _by(grid: Sequence[int]) -> str:
 def compare(
     density: Annotated[str, typer.Argument(metavar="FILE|ID", help="A density.")],
     reference: Annotated[str, typer.Argument(metavar="FILE|ID", help="What it is held against.")],
+    source: From = None,
     store: Store = None,
     device: Device = "auto",
 ) -> None:
     """The error of one density against another: chgdb compare mp-149 CHGCAR."""
     from chgdb.metrics import compare_cells
 
-    first, second = (_load(name, store, device) for name in (density, reference))
+    first, second = (_load(name, source, store, device) for name in (density, reference))
     error = compare_cells(first, second)
     typer.echo(
         f"NMAE {error.nmae:.4f} %, largest error {error.max_error:.4g} e/A^3, "
@@ -435,14 +459,14 @@ def compare(
     )
 
 
-def _load(name: str, store: Path | None, device: str) -> ChargeDensity:
+def _load(name: str, source: Source | None, store: Path | None, device: str) -> ChargeDensity:
     """A density from a file, or else from the store."""
     from chgdb.formats import read_density
 
     if Path(name).exists():
         return read_density(name)[0]
     try:
-        return _open(store, device)[name].density()
+        return _open(store, device)[name].density(source=(source or Source.PAYLOAD).value)
     except UnknownIdError as error:
         raise InputError(f"no file {name!r}, and {error}") from error
 
@@ -457,14 +481,15 @@ def plot(
     ] = None,
     normal: Annotated[str, typer.Option(help="Lattice vector the slice cuts: a, b or c.")] = "c",
     at: Annotated[float, typer.Option(help="Fractional height of the slice.")] = 0.0,
+    source: From = None,
     store: Store = None,
     device: Device = "auto",
 ) -> None:
     """Draw a slice through a density, and how it differs from another."""
     from chgdb.plot import plot_slice
 
-    first = _load(density, store, device)
-    second = _load(reference, store, device) if reference else None
+    first = _load(density, source, store, device)
+    second = _load(reference, source, store, device) if reference else None
     plot_slice(first, output, reference=second, normal=normal, height=at, title=density)
     typer.echo(str(output))
 
@@ -507,10 +532,24 @@ def add(
         Path | None,
         typer.Option(metavar="CSV", help="Reference properties by material_id (docs/format.md)."),
     ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="Largest NMAE of a payload; by default 0.1%, or none with --max-error.",
+            show_default=False,
+        ),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(metavar="E/A^3", help="Largest error of a payload at any point."),
+    ] = None,
     processes: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Processes that read files; by default as many as pay."
+            min=1,
+            metavar="N",
+            help="Processes that read files and make payloads; by default as many as pay.",
         ),
     ] = None,
     store: Store = None,
@@ -518,9 +557,13 @@ def add(
 ) -> None:
     """Encode densities and store them.
 
+    The payload of each keeps the density within the tolerance (0% is lossless); the latent is for
+    machine learning.
+
     Files stored already are skipped, so an interrupted run is resumed by repeating it. A bad file
     is reported, and stops no other.
     """
+    limit = _parse_tolerance(tolerance, max_error)
     with progress_bar("adding") as progress:
         report = _open(store, device).add(
             paths,
@@ -528,6 +571,7 @@ def add(
             on_conflict=on_conflict.value,
             species=None if species is None else species.replace(",", " ").split(),
             properties=properties,
+            tolerance=limit,
             processes=processes,
             progress=_heeding_interrupts(progress),
         )
@@ -536,7 +580,8 @@ def add(
             grid = [row[f"grid_{axis}"] for axis in "abc"]
             typer.echo(
                 f"{row['id']}: added, {row['formula']}, {_by(grid)} points, "
-                f"{row['n_electrons']:.4f} electrons, latent NMAE {row['latent_nmae']:.2f} %"
+                f"{row['n_electrons']:.4f} electrons; payload {row['payload_bytes']} bytes, "
+                f"NMAE {row['payload_nmae']:.3g} %; latent NMAE {row['latent_nmae']:.3g} %"
             )
         for path, why in report.skipped:
             typer.echo(f"{path}: skipped, {why}")
@@ -556,6 +601,23 @@ def add(
         _say(f"error: {why}")
     if report.failed:
         raise typer.Exit(1)
+
+
+def _parse_tolerance(text: str | None, max_error: float | None) -> Tolerance:
+    """What `add` asks of payloads; the default NMAE holds where nothing is said."""
+    from chgdb.archive import Tolerance
+
+    if max_error is not None and not 0 <= max_error < math.inf:
+        raise InputError(f"--max-error {max_error}: give a number of 0 or more, in e/A^3")
+    if text is None:
+        return Tolerance() if max_error is None else Tolerance(None, max_error)
+    try:
+        nmae = float(text.strip().removesuffix("%"))
+    except ValueError:
+        nmae = math.nan
+    if not 0 <= nmae <= 100:
+        raise InputError(f"--tolerance {text}: give a percentage from 0 to 100, such as 0.1%")
+    return Tolerance(nmae, max_error)
 
 
 @app.command()

@@ -12,12 +12,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from chgdb import __version__
@@ -45,6 +45,7 @@ from chgdb.schema import (
     ARRAYS_FOLDER,
     COLUMNS,
     CRYSTAL_SYSTEMS,
+    FORMAT_VERSION,
     TABLE_FOLDER,
     EncoderInfo,
     StoreInfo,
@@ -60,16 +61,20 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
+    from chgdb.archive import Payload, Tolerance
     from chgdb.arrays import LatentArrays
     from chgdb.codec import Codec
     from chgdb.decoded import DecodedDensity
     from chgdb.density import Grid, Latent, Structure
     from chgdb.intake import Intake
 
-__all__ = ["AddReport", "Database", "Filters", "OnConflict", "Range", "Record"]
+__all__ = ["AddReport", "Database", "Filters", "OnConflict", "Range", "Record", "Source"]
 
 OnConflict = Literal["error", "skip", "replace"]
 """What `add` does with a file whose id is taken by a record of another file."""
+
+Source = Literal["payload", "latent"]
+"""What `decode` makes a density from."""
 
 Range = str | tuple[float | None, float | None]
 """Bounds, both included: "100:200", "100:" or (100, None); "227" is that number alone."""
@@ -177,14 +182,26 @@ class Record:
         """
         return self._database._latent(self.row)
 
-    def density(self, grid: Grid | None = None) -> DecodedDensity:
-        """The decoded density, on the grid of its source or on another one.
+    def payload(self) -> bytes | None:
+        """The stored payload, which `chgdb.archive.decode` decodes; None if there is none.
 
         Raises:
-            MissingExtraError: torch is not installed.
             StoreError: the arrays of the store are damaged.
         """
-        (density,) = self._database.decode([self.id], grid=grid)
+        try:
+            return self._database._payload(self.row)
+        except StoreError as error:
+            raise StoreError(f"{self.id}: its payload cannot be read ({error})") from error
+
+    def density(self, grid: Grid | None = None, source: Source = "payload") -> DecodedDensity:
+        """The decoded density, as `Database.decode` gives it.
+
+        Raises:
+            InputError: the grid or the source cannot be used.
+            MissingExtraError: a latent is to be decoded and torch is not installed.
+            StoreError: the arrays of the store are damaged.
+        """
+        (density,) = self._database.decode([self.id], grid=grid, source=source)
         return density
 
 
@@ -285,14 +302,22 @@ class Database:
 
     def summary(self) -> dict[str, Any]:
         """What the store holds, for people: "records", "encoder", "size on disk (MB)", ..."""
-        errors = [nmae for (nmae,) in self._table.select(columns=["latent_nmae"]).values]
+        rows = self._table.select(columns=["latent_nmae", "payload_nmae", "payload_bytes"]).values
+        errors = [nmae for nmae, _, _ in rows]
+        kept = [nmae for _, nmae, _ in rows if nmae is not None]
+        sizes = [size for _, _, size in rows if size is not None]
         return {
             "store": str(self.path),
-            "records": len(errors),
+            "format version": self.info.format_version,
+            "records": len(rows),
             "encoder": f"{self.info.encoder.id} ({self.info.encoder.weights_sha256[:12]})",
             "latent": f"{self.info.latent.shape}, {self.info.latent.dtype}",
             "latent NMAE, median (%)": median(errors) if errors else None,
             "latent NMAE, largest (%)": max(errors, default=None),
+            "payloads": len(sizes),
+            "payload NMAE, median (%)": median(kept) if kept else None,
+            "payload NMAE, largest (%)": max(kept, default=None),
+            "payload, mean (bytes)": mean(sizes) if sizes else None,
             "size on disk (MB)": _size(self.path) / 1e6,
             "attribution": self.info.attribution or None,
             "created by": self.info.created_by,
@@ -370,21 +395,59 @@ class Database:
             limit=limit,
         )
 
-    def decode(self, ids: str | Sequence[str], *, grid: Grid | None = None) -> list[DecodedDensity]:
-        """Densities from latents, all held in memory; None for the grid of each source.
+    def decode(
+        self, ids: str | Sequence[str], *, grid: Grid | None = None, source: Source = "payload"
+    ) -> list[DecodedDensity]:
+        """Densities from the store, all held in memory.
+
+        Args:
+            ids: of the records.
+            grid: of the result; None for that of each source.
+            source: "payload", which holds the magnetization too and gives way to the latent where
+                a record has none, or "latent". `DecodedDensity.origin` says which it was.
 
         Raises:
             UnknownIdError: an id is not there.
-            InputError: the grid has no points, or more than `LARGEST_GRID`.
-            MissingExtraError: torch is not installed.
-            ModelError: the encoder of the store is not found.
+            InputError: the grid has no points or more than `LARGEST_GRID`, or an unknown source.
+            MissingExtraError: a latent is to be decoded and torch is not installed.
+            ModelError: a latent is to be decoded and the encoder of the store is not found.
             StoreError: the arrays of the store are damaged.
         """
-        from chgdb.decoded import DecodedDensity
-
+        if source not in get_args(Source):
+            raise InputError(f"source {source!r}: use {' or '.join(get_args(Source))}")
         if grid is not None:
             _check_grid(grid)
         records = self.get(ids)
+        has = [source == "payload" and r.row["payload_bytes"] is not None for r in records]
+        latents = [record for record, there in zip(records, has, strict=True) if not there]
+        from_latents = iter(self._from_latents(latents, grid) if latents else ())
+        return [
+            self._from_payload(record, grid) if there else next(from_latents)
+            for record, there in zip(records, has, strict=True)
+        ]
+
+    def _from_payload(self, record: Record, grid: Grid | None) -> DecodedDensity:
+        from chgdb.archive import decode
+        from chgdb.decoded import DecodedDensity
+
+        try:
+            density = decode(self._payload(record.row) or b"", record.structure, grid)
+        except StoreError as error:
+            raise StoreError(
+                f"{record.id}: its payload cannot be decoded ({error}); --from latent may help"
+            ) from error
+        return DecodedDensity(
+            density.values,
+            density.structure,
+            density.magnetization,
+            id=record.id,
+            origin="payload",
+            nmae=record.row["payload_nmae"],
+        )
+
+    def _from_latents(self, records: Sequence[Record], grid: Grid | None) -> list[DecodedDensity]:
+        from chgdb.decoded import DecodedDensity
+
         decoded = self._codec.decode(
             [record.latent() for record in records],
             [record.structure for record in records],
@@ -400,6 +463,11 @@ class Database:
             )
             for record, density in zip(records, decoded, strict=True)
         ]
+
+    def _payload(self, row: Mapping[str, Any]) -> bytes | None:
+        if row["payload_bytes"] is None:
+            return None
+        return self._arrays.read_payload(row["row"], row["id"])
 
     def _latent(self, row: Mapping[str, Any]) -> Latent:
         from chgdb.density import Latent
@@ -430,22 +498,27 @@ class Database:
         on_conflict: OnConflict = "error",
         species: Sequence[str] | None = None,
         properties: str | Path | None = None,
+        tolerance: Tolerance | None = None,
         processes: int | None = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> AddReport:
         """Encode density files and store them.
 
-        A file that is stored already (same SHA-256) is skipped, so a run that was interrupted is
-        resumed by repeating it. A bad file is reported and stops nothing.
+        A file that is stored already (same SHA-256), with a payload that is as good as asked for,
+        is skipped, so a run that was interrupted is resumed by repeating it. A bad file is reported
+        and stops nothing.
 
         Args:
             paths: files, folders and globs.
             ids: one id per file; by default made from the names of the files.
-            on_conflict: what to do when the id is taken by a record of another file.
+            on_conflict: what to do when the id is taken by a record of another file, or of this
+                one with a worse payload.
             species: element symbols for CHGCARs that do not name them.
             properties: CSV of reference properties by material id.
-            processes: how many parse files; None for as many as pay for their start. With more
-                than one, a script needs `if __name__ == "__main__":` around its work.
+            tolerance: the largest error of the payloads; by default 0.1 % NMAE.
+            processes: how many read files and make payloads; None for as many as pay for their
+                start. With more than one, a script needs `if __name__ == "__main__":` around its
+                work.
             progress: called with the number of files done and the number of all.
 
         Raises:
@@ -454,6 +527,7 @@ class Database:
             ModelError: the encoder of the store is not found.
             StoreError: the store cannot be written.
         """
+        from chgdb.archive import Tolerance, encode
         from chgdb.formats import find_densities
         from chgdb.intake import Intake, Known, read_properties, take_in_all
 
@@ -463,8 +537,13 @@ class Database:
         with self._writing():
             pass  # a store that cannot be written is told from before anything is read
         self._codec  # noqa: B018 (and an encoder that is not there, too)
-        stored = self._table.select(columns=["source_sha256", "id"]).values
-        known = {sha256: material_id for sha256, material_id in stored if sha256}
+        tolerance = tolerance or Tolerance()
+        stored = {row["id"]: row for row in self._table.select(columns=_STORED_COLUMNS)}
+        known = {
+            row["source_sha256"]: row["id"]
+            for row in stored.values()
+            if on_conflict != "replace" or _holds(row, tolerance)
+        }
         report = AddReport()
         met = _Met(named=ids is not None, on_conflict=on_conflict)
         batch: list[Intake] = []
@@ -473,20 +552,27 @@ class Database:
             if progress:
                 progress(len(report), len(files))
 
-        results = take_in_all(files, ids=ids, species=species, known=known, processes=processes)
+        results = take_in_all(
+            files,
+            ids=ids,
+            species=species,
+            known=known,
+            encode=partial(encode, tolerance=tolerance),
+            processes=processes,
+        )
         for path, result in results:
             if isinstance(result, Known):
-                report.skipped.append((path, f"stored already as {result.id}"))
+                _tell_stored(path, stored[result.id], tolerance, on_conflict, report)
             elif not isinstance(result, Intake):
                 report.failed.append((path, str(result)))
             elif met.is_new(result, report):
                 batch.append(result)
                 points = sum(math.prod(intake.density.grid) for intake in batch)
                 if len(batch) == BATCH or points >= BATCH_POINTS:
-                    self._add_batch(batch, table, on_conflict, report)
+                    self._add_batch(batch, table, tolerance, on_conflict, report)
                     batch = []
             tell()
-        self._add_batch(batch, table, on_conflict, report)
+        self._add_batch(batch, table, tolerance, on_conflict, report)
         tell()
         return report
 
@@ -506,17 +592,22 @@ class Database:
     def copy(self, path: str | Path, ids: Sequence[str] | None = None) -> Database:
         """A new store with some of the records (None: all), bit for bit; whole or not at all.
 
+        It has the newest format; a record without a payload stays without.
+
         Raises:
             UnknownIdError: an id is not there.
             StoreError: the folder is not empty or cannot be written.
         """
         records = self.get(list(self) if ids is None else ids)
         with _new_folder(path) as partial:
-            target = Database._create(partial, self.info)
+            info = replace(self.info, format_version=FORMAT_VERSION)
+            target = Database._create(partial, info)
             for start in range(0, len(records), BATCH):
                 part = records[start : start + BATCH]
                 latents = [record.latent().values for record in part]
-                target._commit([record.row for record in part], latents, replacing=False)
+                payloads = [record.payload() or b"" for record in part]
+                rows = [record.row for record in part]
+                target._commit(rows, latents, payloads, replacing=False)
         return Database(path, device=self.device)
 
     def export(self, target: str | Path, **filters: Unpack[Filters]) -> int:
@@ -552,48 +643,62 @@ class Database:
         self,
         batch: Sequence[Intake],
         table: Mapping[str, Mapping[str, Any]],
+        tolerance: Tolerance,
         on_conflict: OnConflict,
         report: AddReport,
     ) -> None:
         """Encode and commit what does not conflict."""
-        chosen = self._without_conflicts(batch, on_conflict, report)
+        chosen = self._without_conflicts(batch, tolerance, on_conflict, report)
         encoded = {item.intake.id: item for item in self._encode_or_report(chosen, report)}
         if not encoded:
             return
         with self._writing():
             # Another process may have added the same id while this one was encoding.
             intakes = [intake for intake in chosen if intake.id in encoded]
-            free = self._without_conflicts(intakes, on_conflict, report)
-            rows = [{**encoded[intake.id].row, **table.get(intake.id, {})} for intake in free]
+            free = self._without_conflicts(intakes, tolerance, on_conflict, report)
+            known = self._properties(free)
+            rows = [
+                {**encoded[id_].row, **known.get(id_, {}), **table.get(id_, {})}
+                for id_ in (intake.id for intake in free)
+            ]
             latents = [encoded[intake.id].values for intake in free]
+            payloads = [intake.payload.data if intake.payload else b"" for intake in free]
             if rows:
-                self._commit(rows, latents, replacing=on_conflict == "replace")
+                self._commit(rows, latents, payloads, replacing=on_conflict == "replace")
         report.added += rows
 
     def _without_conflicts(
-        self, intakes: Sequence[Intake], on_conflict: OnConflict, report: AddReport
+        self,
+        intakes: Sequence[Intake],
+        tolerance: Tolerance,
+        on_conflict: OnConflict,
+        report: AddReport,
     ) -> list[Intake]:
         """The files whose ids are free, or to be replaced."""
         ids = [intake.id for intake in intakes]
-        columns = ["id", "source_sha256"]
-        found = self._table.select("list_contains(?, id)", [ids], columns=columns)
-        taken: dict[str, str | None] = dict(found.values)
+        found = self._table.select("list_contains(?, id)", [ids], columns=_STORED_COLUMNS)
+        taken = {row["id"]: row for row in found}
         free = []
         for intake in intakes:
-            if intake.id not in taken:
+            path, row = intake.path, taken.get(intake.id)
+            same = row is not None and row["source_sha256"] == intake.sha256
+            if row is None or (on_conflict == "replace" and not (same and _holds(row, tolerance))):
                 free.append(intake)
-            elif taken[intake.id] == intake.sha256:
-                report.skipped.append((intake.path, f"stored already as {intake.id}"))
-            elif on_conflict == "replace":
-                free.append(intake)
+            elif same:
+                _tell_stored(path, row, tolerance, on_conflict, report)
             elif on_conflict == "skip":
-                report.skipped.append((intake.path, f"id {intake.id} is taken"))
+                report.skipped.append((path, f"id {intake.id} is taken"))
             else:
                 why = "is taken by a record of another file; give --id, or --on-conflict"
-                report.failed.append(
-                    (intake.path, f"{shown(intake.path)}: id {intake.id} {why} skip or replace")
-                )
+                report.failed.append((path, f"{shown(path)}: id {intake.id} {why} skip or replace"))
         return free
+
+    def _properties(self, intakes: Sequence[Intake]) -> dict[str, dict[str, Any]]:
+        """By id, the properties of records that are about to be made anew from the same file."""
+        sha256 = {intake.id: intake.sha256 for intake in intakes}
+        found = self._table.select("list_contains(?, id)", [list(sha256)])
+        same = (row for row in found if row["source_sha256"] == sha256[row["id"]])
+        return {row["id"]: known_properties(row) for row in same}
 
     def _encode_or_report(self, intakes: Sequence[Intake], report: AddReport) -> list[_Encoded]:
         """Encode together; if that fails, in halves, so that a bad density stops no other."""
@@ -631,6 +736,7 @@ class Database:
                 "latent_max_error": error.max_error,
                 "latent_electron_error": error.electron_error,
                 "latent_coarse": self._codec.is_coarse(intake.density.structure.lattice),
+                **_describe_payload(intake.payload),
             }
             encoded.append(_Encoded(intake, row, latent.values))
         return encoded
@@ -639,6 +745,7 @@ class Database:
         self,
         rows: Sequence[Mapping[str, Any]],
         latents: Sequence[NDArray[np.float32]],
+        payloads: Sequence[bytes],
         *,
         replacing: bool,
     ) -> None:
@@ -656,6 +763,7 @@ class Database:
             [[row[f"grid_{axis}"] for axis in "abc"] for row in rows],
             [[row[f"work_grid_{axis}"] for axis in "abc"] for row in rows],
             [row["n_electrons"] for row in rows],
+            payloads,
         )
         self._table.append(rows, start, replaces=replacing and bool(old))
         if old:
@@ -677,6 +785,11 @@ class Database:
                 "chgdb init store, or: chgdb export store"
             )
         path = shown(self.path)
+        if (version := self.info.format_version) != FORMAT_VERSION:
+            raise StoreError(
+                f"{path}: of format version {version}, which is only read; copy its records into a "
+                f"store that can be written: chgdb export NEW --store {path}"
+            )
         lock = FileLock(self.path / LOCK_FILE, timeout=LOCK_TIMEOUT)
         try:
             lock.acquire()
@@ -854,6 +967,60 @@ def _crystal_system_condition(text: str) -> Condition:
 
 
 # ---------------------------------------------------------------------- rows
+
+_STORED_COLUMNS = (
+    "id",
+    "source_sha256",
+    "payload_nmae",
+    "payload_max_error",
+    "payload_magnetization_nmae",
+)
+"""What says whether a file is stored, and how well."""
+
+
+def _holds(row: Mapping[str, Any], tolerance: Tolerance) -> bool:
+    """Whether the payload of a record is as good as asked for."""
+    limits = (
+        ("payload_nmae", tolerance.nmae),
+        ("payload_max_error", tolerance.max_error),
+        ("payload_magnetization_nmae", tolerance.nmae),
+    )
+    return row["payload_nmae"] is not None and all(
+        limit is None or row[name] is None or row[name] <= limit for name, limit in limits
+    )
+
+
+def _tell_stored(
+    path: Path,
+    row: Mapping[str, Any],
+    tolerance: Tolerance,
+    on_conflict: OnConflict,
+    report: AddReport,
+) -> None:
+    """Report a file that is stored already, and whether its payload is as good as asked for."""
+    why = f"stored already as {row['id']}"
+    if not _holds(row, tolerance):
+        worse = "has no payload" if row["payload_nmae"] is None else "is less exact than asked for"
+        why += f", which {worse}"
+    if on_conflict == "skip" or _holds(row, tolerance):
+        report.skipped.append((path, why))
+    else:
+        hint = "--on-conflict replace makes it anew"
+        report.failed.append((path, f"{shown(path)}: {why}; {hint}"))
+
+
+def _describe_payload(payload: Payload | None) -> dict[str, Any]:
+    """What a row says of the payload."""
+    if payload is None:
+        return {}
+    return {
+        "payload_bytes": len(payload.data),
+        "payload_method": payload.method,
+        "payload_nmae": payload.error.nmae,
+        "payload_max_error": payload.error.max_error,
+        "payload_electron_error": payload.error.electron_error,
+        "payload_magnetization_nmae": payload.magnetization_nmae,
+    }
 
 
 def _describe(intake: Intake) -> dict[str, Any]:

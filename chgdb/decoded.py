@@ -24,11 +24,11 @@ def format_of(path: str | Path) -> str:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DecodedDensity(ChargeDensity):
-    """A density decoded from the record of a store; it has no magnetization.
+    """A density decoded from the record of a store; from a latent it has no magnetization.
 
     Attributes:
         id: the record.
-        origin: what it was decoded from, such as "latent of periodic-16".
+        origin: what it was decoded from: "payload", or such as "latent of periodic-16".
         nmae: the record's error against its source on the source's grid, %, as measured when it
             was added.
     """
@@ -40,7 +40,7 @@ class DecodedDensity(ChargeDensity):
     @property
     def comment(self) -> str:
         """What a file written from this density says of itself, in one line."""
-        return f"{self.id} from chgdb, {self.origin}, NMAE {self.nmae:.2f} %, no augmentation"
+        return f"{self.id} from chgdb, {self.origin}, NMAE {self.nmae:.3g} %, no augmentation"
 
     def to_xarray(self) -> xr.DataArray:
         """As of any density, with `material_id`, `origin` and `nmae_percent` in the attributes."""

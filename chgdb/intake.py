@@ -1,4 +1,4 @@
-"""What is known of a file before an encoder sees it; parsing in parallel."""
+"""What is known of a file before an encoder sees it; parsing and archiving in parallel."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import os
 import signal
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chgdb.density import ChargeDensity
 from chgdb.errors import ChgdbError, InputError
@@ -25,14 +25,17 @@ from chgdb.formats import default_id, file_sha256, read_density
 from chgdb.schema import PROPERTIES, check_id
 from chgdb.symmetry import Symmetry, find_symmetry
 
+if TYPE_CHECKING:
+    from chgdb.archive import Payload
+
 __all__ = ["Intake", "Known", "read_properties", "take_in", "take_in_all"]
 
-_SECONDS_PER_FILE = 0.005
-_SECONDS_PER_BYTE = 1.5e-8
-"""What reading takes one process; measured on npz archives and plain and gzipped CHGCARs."""
+_SECONDS_READING = (0.005, 1.5e-8)
+_SECONDS_ENCODING = (0.02, 2e-7)
+"""Per file and per byte of it, what one process takes to read a file, and to encode it too."""
 
 _WORTHWHILE_SECONDS = 5.0
-"""Of reading; below it, starting more processes (0.5 to 1 s) saves nothing worth their memory."""
+"""Of work; below it, starting more processes (0.5 to 1 s) saves nothing worth their memory."""
 
 _BYTES_AHEAD = 2**29
 """Of files that are read before they are asked for."""
@@ -51,6 +54,7 @@ class Intake:
         sha256: of the file.
         density: what it holds.
         symmetry: of the structure.
+        payload: of the density; None if none was asked for.
     """
 
     id: str
@@ -59,6 +63,7 @@ class Intake:
     sha256: str
     density: ChargeDensity
     symmetry: Symmetry | None
+    payload: Payload | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Known:
 
 Result = Intake | Known | ChgdbError
 
+Encode = Callable[[ChargeDensity], "Payload"]
+"""What makes a payload of a density; a function of a module, so that processes can be sent it."""
+
 
 def take_in(
     path: Path,
@@ -78,6 +86,7 @@ def take_in(
     material_id: str | None = None,
     species: Sequence[str] | None = None,
     known: Mapping[str, str] | None = None,
+    encode: Encode | None = None,
 ) -> Intake | Known:
     """Read one file.
 
@@ -86,9 +95,10 @@ def take_in(
         material_id: the id to give it; by default one is made from the name of the file.
         species: element symbols for a CHGCAR that does not name them.
         known: sha256 -> id of what is stored; such a file is not parsed again.
+        encode: makes the payload of the density.
 
     Raises:
-        ChgdbError: it cannot be read.
+        ChgdbError: it cannot be read or encoded.
     """
     sha256 = file_sha256(path)
     stored = (known or {}).get(sha256)
@@ -97,7 +107,11 @@ def take_in(
     density, file_format = read_density(path, species=species)
     identity = check_id(material_id if material_id is not None else default_id(path, density))
     symmetry = find_symmetry(density.structure)
-    return Intake(identity, path, file_format, sha256, density, symmetry)
+    try:
+        payload = encode(density) if encode else None
+    except ChgdbError as error:
+        raise InputError(f"{shown(path)}: cannot be encoded: {error}") from error
+    return Intake(identity, path, file_format, sha256, density, symmetry, payload)
 
 
 def take_in_all(
@@ -106,6 +120,7 @@ def take_in_all(
     ids: Sequence[str] | None = None,
     species: Sequence[str] | None = None,
     known: Mapping[str, str] | None = None,
+    encode: Encode | None = None,
     processes: int | None = 1,
 ) -> Iterator[tuple[Path, Result]]:
     """Read files in their order, a few ahead of the consumer; a bad one becomes its error.
@@ -115,6 +130,7 @@ def take_in_all(
         ids: one id per file; by default made from the names of the files.
         species: element symbols for CHGCARs that do not name them.
         known: sha256 -> id of what is stored; such a file is not parsed again.
+        encode: makes the payload of a density.
         processes: that read; None for as many as pay for their start.
 
     Raises:
@@ -124,13 +140,13 @@ def take_in_all(
         (path, ids[i] if ids else None) for i, path in enumerate(paths)
     ]
     if processes is None:
-        processes = _worthwhile_processes(paths)
+        processes = _worthwhile_processes(paths, encoding=encode is not None)
     if processes == 1:
         for path, material_id in jobs:
-            yield path, _attempt(path, material_id, species, known)
+            yield path, _attempt(path, material_id, species, known, encode)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (known,)) as pool:
+    with ProcessPoolExecutor(processes, context, _start_worker, (known, encode)) as pool:
         waiting = deque(jobs)
         running: deque[tuple[Path, int, Future[Result]]] = deque()
         try:
@@ -154,9 +170,10 @@ def take_in_all(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _worthwhile_processes(paths: Sequence[Path]) -> int:
+def _worthwhile_processes(paths: Sequence[Path], *, encoding: bool) -> int:
     """As many processes as there are cores, or 1 where one is done before the others start."""
-    seconds = sum(_SECONDS_PER_FILE + _size(path) * _SECONDS_PER_BYTE for path in paths)
+    per_file, per_byte = _SECONDS_ENCODING if encoding else _SECONDS_READING
+    seconds = sum(per_file + _size(path) * per_byte for path in paths)
     return (os.cpu_count() or 1) if seconds > _WORTHWHILE_SECONDS else 1
 
 
@@ -167,19 +184,19 @@ def _size(path: Path) -> int:
         return 0
 
 
-_known_to_worker: Mapping[str, str] | None = None
-"""What is stored, in a process that reads: sent once, not with every file."""
+_sent_to_worker: tuple[Mapping[str, str] | None, Encode | None] = (None, None)
+"""What is stored and what encodes, in a process that reads: sent once, not with every file."""
 
 
-def _start_worker(known: Mapping[str, str] | None) -> None:
-    global _known_to_worker
-    _known_to_worker = known
+def _start_worker(known: Mapping[str, str] | None, encode: Encode | None) -> None:
+    global _sent_to_worker
+    _sent_to_worker = known, encode
     # Ctrl-C reaches every process of a terminal; only the main one answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _work(path: Path, material_id: str | None, species: Sequence[str] | None) -> Result:
-    return _attempt(path, material_id, species, _known_to_worker)
+    return _attempt(path, material_id, species, *_sent_to_worker)
 
 
 def _attempt(
@@ -187,14 +204,15 @@ def _attempt(
     material_id: str | None,
     species: Sequence[str] | None,
     known: Mapping[str, str] | None,
+    encode: Encode | None,
 ) -> Result:
     """`take_in`, with what goes wrong as a value that travels between processes."""
     try:
-        return take_in(path, material_id=material_id, species=species, known=known)
+        return take_in(path, material_id=material_id, species=species, known=known, encode=encode)
     except ChgdbError as error:
         return InputError(str(error))
     except MemoryError:
-        return InputError(f"{shown(path)}: not enough memory to read it")
+        return InputError(f"{shown(path)}: not enough memory for it")
     except Exception as error:  # noqa: BLE001 (a defect that one file meets stops no other file)
         return InputError(f"{shown(path)}: unexpected {type(error).__name__}: {reason(error)}")
 

@@ -35,7 +35,9 @@ __all__ = [
 ]
 
 FORMAT = "chgdb-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The version that is written; `StoreInfo.load` reads all from 1 on."""
+
 INFO_FILE = "chgdb.json"
 ARRAYS_FOLDER = "latents.zarr"
 TABLE_FOLDER = "materials"
@@ -107,6 +109,30 @@ _RECORD = (
     ),
     Column(
         "latent_coarse", "boolean", "", "whether the cell is longer than the box of the encoder"
+    ),
+    Column(
+        "payload_bytes", "integer", "1", "size of the payload; null if there is none", nullable=True
+    ),
+    Column("payload_method", "text", "", "how the payload was encoded", nullable=True),
+    Column(
+        "payload_nmae", "real", "%", "NMAE of the decoded payload on the source grid", nullable=True
+    ),
+    Column(
+        "payload_max_error", "real", "e/A^3", "largest error of the decoded payload", nullable=True
+    ),
+    Column(
+        "payload_electron_error",
+        "real",
+        "e",
+        "electrons of the decoded payload minus n_electrons",
+        nullable=True,
+    ),
+    Column(
+        "payload_magnetization_nmae",
+        "real",
+        "%",
+        "NMAE of the decoded magnetization; null if not spin-polarised",
+        nullable=True,
     ),
     Column("added", "text", "", "UTC time of adding, ISO 8601"),
     Column("chgdb_version", "text", "", "chgdb that added the record"),
@@ -251,12 +277,14 @@ class StoreInfo:
         latent: how they are stored.
         attribution: who made the data, under which licence.
         created_by: "chgdb x.y.z".
+        format_version: of the store; one older than FORMAT_VERSION is only read.
     """
 
     encoder: EncoderInfo
     latent: LatentStorage
     attribution: str
     created_by: str
+    format_version: int = FORMAT_VERSION
 
     def save(self, store: str | Path) -> None:
         """Write `chgdb.json` into the folder of a store; all of it or nothing.
@@ -264,7 +292,7 @@ class StoreInfo:
         Raises:
             StoreError: it cannot be written.
         """
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        content = {"format": FORMAT, "format_version": self.format_version, **asdict(self)}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         replace_file(Path(store) / INFO_FILE, text.encode())
 
@@ -279,9 +307,9 @@ class StoreInfo:
         path = Path(store) / INFO_FILE
         content = _load_json(path)
         version = content.get("format_version")
-        if version != FORMAT_VERSION:
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise FormatVersionError(
-                f"{path}: store format {version!r}; this chgdb reads {FORMAT_VERSION}: "
+                f"{path}: store format {version!r}; this chgdb reads 1 to {FORMAT_VERSION}: "
                 "pip install --upgrade chgdb"
             )
         try:
@@ -292,6 +320,7 @@ class StoreInfo:
                 latent=LatentStorage(latent["dtype"], latent["scale_factor"], (channel, a, b, c)),
                 attribution=content["attribution"],
                 created_by=content["created_by"],
+                format_version=version,
             )
         except KeyError as error:
             raise StoreError(f"{path}: damaged, it lacks {error}") from error

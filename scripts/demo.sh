@@ -11,7 +11,7 @@ run() {
     local word
     for word in "$@"; do
         case $word in
-            *[!A-Za-z0-9_./,:=-]*) printf " '%s'" "$word" ;;
+            *[!A-Za-z0-9_./,:=%-]*) printf " '%s'" "$word" ;;
             *) printf ' %s' "$word" ;;
         esac
     done
@@ -28,7 +28,7 @@ run info --store store
 say "Stiff oxides with a gap"
 run search --store store --elements O --where "bulk_modulus > 150 AND NOT is_metal"
 
-say "A CHGCAR decoded from a latent, and the error stored with it"
+say "A CHGCAR decoded from the store, and the error stored with it"
 run get mp-149 --store store --decode -o demo/mp-149.CHGCAR.vasp
 
 say "Its error, measured again against the density it was made from"
@@ -36,7 +36,7 @@ run compare demo/mp-149.CHGCAR.vasp examples/mp-149.CHGCAR.gz
 
 say "A store of our own, and a new CHGCAR in it"
 run export demo/store --store store
-run add examples/MgO.CHGCAR.xz --id my-mgo --store demo/store
+run add examples/MgO.CHGCAR.xz --id my-mgo --tolerance 0.05% --store demo/store
 
 say "The new record, beside the shipped one of the same crystal"
 run search --store demo/store --chemsys Mg-O

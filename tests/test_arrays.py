@@ -1,4 +1,4 @@
-"""Latents on disk: packing, rows, commits and crashes, and readers without chgdb."""
+"""Latents and payloads on disk: packing, rows, commits and crashes, and readers without chgdb."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -29,9 +30,11 @@ ATTRS = {"encoder": "periodic-1", "attribution": "CC BY 4.0"}
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of 4 materials and chunks of 4 ids, so that few rows cross their borders."""
+    """Shards and chunks so small that few rows cross their borders."""
     monkeypatch.setattr(arrays, "_MATERIALS_PER_SHARD", 4)
     monkeypatch.setattr(arrays, "_MATERIALS_PER_CHUNK", 4)
+    monkeypatch.setattr(arrays, "_PAYLOAD_CHUNK", 16)
+    monkeypatch.setattr(arrays, "_PAYLOAD_SHARD", 64)
 
 
 def latents(start: int, n: int, storage: LatentStorage = INT8) -> NDArray[np.float32]:
@@ -42,11 +45,18 @@ def latents(start: int, n: int, storage: LatentStorage = INT8) -> NDArray[np.flo
     return unpack(whole.astype(storage.dtype), storage.dtype, storage.scale_factor)
 
 
+def payload(row: int) -> bytes:
+    """A payload that differs in every row, also in length; row 3 and every 5th have none."""
+    return b"" if row % 5 == 3 else np.random.default_rng(row).bytes(5 + row * 13 % 40)
+
+
 def add(group: LatentArrays, start: int, n: int, prefix: str = "mp") -> NDArray[np.float32]:
     values = latents(start, n, group.storage)
     rows = np.arange(start, start + n)
     grids = rows[:, None] + [10, 11, 12]
-    group.write(start, [f"{prefix}-{i}" for i in rows], values, grids, grids + 1, rows + 0.25)
+    ids = [f"{prefix}-{i}" for i in rows]
+    payloads = [payload(int(i)) if prefix == "mp" else b"lost" * 9 for i in rows]
+    group.write(start, ids, values, grids, grids + 1, rows + 0.25, payloads)
     return values
 
 
@@ -54,15 +64,20 @@ def check(path: Path, n: int) -> None:
     """The rows 0...n-1 are what `add` wrote row by row, for chgdb and for xarray."""
     group = LatentArrays.open(path)
     assert group.n_rows == n
+    assert group.n_bytes == sum(len(payload(row)) for row in range(n))
     for row in range(n):
         stored = group.read(row, f"mp-{row}")
         np.testing.assert_array_equal(stored.values, latents(row, 1, group.storage)[0])
         assert stored.grid == (row + 10, row + 11, row + 12)
         assert stored.work_grid == (row + 11, row + 12, row + 13)
         assert stored.n_electrons == row + 0.25
+        assert group.read_payload(row, f"mp-{row}") == payload(row)
     with xr.open_zarr(path) as dataset:
         loaded = dataset.load()
-    assert dict(loaded.sizes) == {"material": n, "channel": 2, "a": 3, "b": 3, "c": 3, "axis": 3}
+    sizes = {"material": n, "channel": 2, "a": 3, "b": 3, "c": 3, "axis": 3, "byte": group.n_bytes}
+    assert dict(loaded.sizes) == sizes
+    assert loaded.payload.dtype == np.uint8
+    assert loaded.payload.values.tobytes() == b"".join(map(payload, range(n)))
     assert loaded.material_id.values.tolist() == [f"mp-{row}" for row in range(n)]
     for row in range(n):
         expected = latents(row, 1, group.storage)[0]
@@ -157,10 +172,11 @@ def test_many_rows_at_once_equal_single_ones(tmp_path: Path) -> None:
     rows = np.arange(6)
     grids = rows[:, None] + [10, 11, 12]
     packed = pack(values, "int8", SCALE)
-    many.write(0, [f"mp-{i}" for i in rows], packed, grids, grids + 1, rows + 0.25)
+    ids = [f"mp-{i}" for i in rows]
+    many.write(0, ids, packed, grids, grids + 1, rows + 0.25, [payload(int(i)) for i in rows])
     check(tmp_path / "many", 6)
-    shard = Path("latent/c/0/0/0/0/0")
-    assert (tmp_path / "many" / shard).read_bytes() == (tmp_path / "one" / shard).read_bytes()
+    for shard in ("latent/c/0/0/0/0/0", "payload/c/0", "payload/c/1"):
+        assert (tmp_path / "many" / shard).read_bytes() == (tmp_path / "one" / shard).read_bytes()
 
 
 def test_layout_on_disk(tmp_path: Path) -> None:
@@ -180,6 +196,11 @@ def test_layout_on_disk(tmp_path: Path) -> None:
     assert sharding["chunk_shape"] == [1, 2, 3, 3, 3]
     assert [codec["name"] for codec in sharding["codecs"]] == ["bytes", "zstd", "crc32c"]
     assert [codec["name"] for codec in sharding["index_codecs"]] == ["bytes", "crc32c"]
+    assert consolidated["payload"]["dimension_names"] == ["byte"]
+    assert consolidated["payload_offset"]["dimension_names"] == ["material"]
+    sharding = consolidated["payload"]["codecs"][0]["configuration"]
+    assert sharding["chunk_shape"] == [2**14]
+    assert [codec["name"] for codec in sharding["codecs"]] == ["bytes", "zstd", "crc32c"]
     assert not list(path.rglob("*.partial"))
 
 
@@ -195,10 +216,91 @@ def test_erased_rows_hold_nothing_and_neighbours_stay(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="row 1 holds nothing, not mp-1"):
         LatentArrays.open(path).read(1, "mp-1")
     np.testing.assert_array_equal(group.read(3, "mp-3").values, latents(0, 6)[3])
+    assert group.read_payload(4, "mp-4") == payload(4)
     with xr.open_zarr(path) as dataset:
         assert dataset.latent[1].values.max() == 0
+        kept = [payload(row) if row in (0, 3, 4) else bytes(len(payload(row))) for row in range(6)]
+        assert dataset.payload.values.tobytes() == b"".join(kept)
+        assert dataset.payload_length.values.tolist()[1:3] == [0, 0]
+    with pytest.raises(StoreError, match="row 1 holds nothing, not mp-1"):
+        LatentArrays.open(path).read_payload(1, "mp-1")
     with pytest.raises(StoreError, match="no row 6"):
         group.erase([6])
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_bytes_of_erased_rows_are_not_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "z"
+    group = LatentArrays.create(path, INT8, ATTRS)
+    add(group, 0, 3)
+    group.erase([2])
+    again = LatentArrays.open(path, writable=True)
+    add(again, 3, 3)
+    with xr.open_zarr(path) as dataset:
+        assert dataset.payload_offset.values.tolist() == [0, 5, 0, 54, 54, 71]
+    assert [again.read_payload(row, f"mp-{row}") for row in (0, 1, 3, 4, 5)] == [
+        payload(row) for row in (0, 1, 3, 4, 5)
+    ]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_payload_is_read_without_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = LatentArrays.create(tmp_path / "z", INT8, ATTRS)
+    add(group, 0, 20)
+    got: list[tuple[str, Any]] = []
+    get = arrays._DurableStore.get
+
+    async def noted(self: Any, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        got.append((key, byte_range))
+        return await get(self, key, prototype, byte_range)
+
+    monkeypatch.setattr(arrays._DurableStore, "get", noted)
+    assert LatentArrays.open(tmp_path / "z").read_payload(17, "mp-17") == payload(17)
+    assert not [key for key, _ in got if key.startswith("latent/c")]
+    start = sum(len(payload(row)) for row in range(17))
+    chunks = {start // 16 * 16, (start + len(payload(17)) - 1) // 16 * 16}
+    chunks = set(range(min(chunks), max(chunks) + 1, 16))
+    read = [(key, part) for key, part in got if key.startswith("payload/c")]
+    assert {key for key, _ in read} == {f"payload/c/{chunk // 64}" for chunk in chunks}
+    assert all(part is not None for _, part in read)
+    shards = {chunk // 64 for chunk in chunks}
+    assert len(read) <= len(shards) + len(chunks)
+
+
+def test_rows_without_payloads(tmp_path: Path) -> None:
+    group = LatentArrays.create(tmp_path / "z", INT8, ATTRS)
+    values = latents(0, 2)
+    group.write(0, ["a", "b"], values, np.ones((2, 3)), np.ones((2, 3)), np.ones(2), [b"", b""])
+    assert LatentArrays.open(tmp_path / "z").read_payload(1, "b") == b""
+    group.erase([1])
+    assert LatentArrays.open(tmp_path / "z").n_bytes == 0
+
+
+def test_a_payload_beyond_the_bytes_that_are_there(tmp_path: Path) -> None:
+    group = LatentArrays.create(tmp_path / "z", INT8, ATTRS)
+    add(group, 0, 2)
+    for name, wrong in (("payload_length", 10_000), ("payload_offset", -1)):
+        array: Any = group._group[name]
+        right = array[1]
+        array[1] = wrong
+        with pytest.raises(StoreError, match="damaged, row 1 has no place for a payload"):
+            LatentArrays.open(tmp_path / "z").read_payload(1, "mp-1")
+        array[1] = right
+    assert group.read_payload(1, "mp-1") == payload(1)
+
+
+def test_a_group_of_version_1_is_only_read() -> None:
+    path = ROOT / "tests/data/store-v1/latents.zarr"
+    group = LatentArrays.open(path)
+    assert group.n_bytes is None
+    assert group.read(0, "mp-1").grid == (18, 20, 24)
+    assert group.read_payload(0, "mp-1") == b""
+    with pytest.raises(StoreError, match="row 1 holds nothing"):
+        group.read_payload(1, "mp-2")
+    with pytest.raises(StoreError, match="format version 1, which is only read"):
+        LatentArrays.open(path, writable=True)
 
 
 def test_read_checks_whose_row_it_is(tmp_path: Path) -> None:
@@ -217,6 +319,7 @@ def test_open_reader_sees_rows_added_later(tmp_path: Path) -> None:
     reader = LatentArrays.open(tmp_path / "z")
     add(group, 1, 1)
     assert reader.read(1, "mp-1").n_electrons == 1.25
+    assert reader.read_payload(1, "mp-1") == payload(1)
 
 
 def test_a_reader_cannot_write(tmp_path: Path) -> None:
@@ -239,6 +342,7 @@ def test_a_reader_cannot_write(tmp_path: Path) -> None:
         ({"grids": [[1, 2, 3], [1, 2, 0]]}, InputError),
         ({"work_grids": [[1, 2, 3], [1, 2, 2**40]]}, InputError),
         ({"n_electrons": [1.0, np.nan]}, InputError),
+        ({"payloads": [b"one"]}, InputError),
         ({"start": 2}, StoreError),
         ({"start": -1}, StoreError),
     ],
@@ -255,6 +359,7 @@ def test_bad_rows_change_nothing(
         "grids": np.ones((2, 3), int),
         "work_grids": np.ones((2, 3), int),
         "n_electrons": [1.0, 2.0],
+        "payloads": [b"one", b"two"],
     }
     with pytest.raises(error):
         group.write(**(row | changes))
@@ -274,6 +379,19 @@ def test_flipped_byte_of_a_chunk(tmp_path: Path) -> None:
     np.testing.assert_array_equal(LatentArrays.open(path).read(1, "mp-1").values, latents(0, 2)[1])
 
 
+@pytest.mark.usefixtures("small_shards")
+def test_a_flipped_byte_of_a_payload_stops_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "z"
+    add(LatentArrays.create(path, INT8, ATTRS), 0, 12)
+    flip(path / "payload/c/0", 20)
+    reader = LatentArrays.open(path)
+    with pytest.raises(StoreError, match="checksum") as caught:
+        reader.read_payload(0, "mp-0")
+    assert "\n" not in str(caught.value)
+    assert reader.read_payload(11, "mp-11") == payload(11)
+    np.testing.assert_array_equal(reader.read(0, "mp-0").values, latents(0, 12)[0])
+
+
 def test_flipped_byte_of_a_shard_index(tmp_path: Path) -> None:
     path = tmp_path / "z"
     add(LatentArrays.create(path, INT8, ATTRS), 0, 2)
@@ -282,13 +400,14 @@ def test_flipped_byte_of_a_shard_index(tmp_path: Path) -> None:
         LatentArrays.open(path).read(0, "mp-0")
 
 
-@pytest.mark.parametrize("name", ["material_id", "n_electrons"])
+@pytest.mark.parametrize("name", ["material_id", "n_electrons", "payload_offset"])
 def test_flipped_byte_of_a_small_array(tmp_path: Path, name: str) -> None:
     path = tmp_path / "z"
     add(LatentArrays.create(path, INT8, ATTRS), 0, 2)
     flip(path / name / "c/0", 10)
+    group = LatentArrays.open(path)
     with pytest.raises(StoreError):
-        LatentArrays.open(path).read(0, "mp-0")
+        group.read_payload(0, "mp-0") if "payload" in name else group.read(0, "mp-0")
 
 
 def flip(path: Path, position: int) -> None:
@@ -355,7 +474,8 @@ def test_crash_at_any_rename_loses_nothing(tmp_path: Path) -> None:
         renamed = count_renames(patch)
         add(LatentArrays.open(whole, writable=True), 3, 3, "lost")
     assert renamed[-1] == whole / "zarr.json"
-    assert len(renamed) >= 10
+    assert len(renamed) >= 16
+    assert {path.relative_to(whole).parts[0] for path in renamed} >= {"payload", "payload_offset"}
     for writes in range(len(renamed)):
         path = tmp_path / f"z{writes}"
         shutil.copytree(base, path)
@@ -381,6 +501,8 @@ def test_rows_committed_without_a_record_are_overwritten(tmp_path: Path) -> None
     add(group, 3, 6, "lost")
     again = LatentArrays.open(path, writable=True)
     assert again.n_rows == 9
+    assert again.n_bytes is not None
+    assert again.n_bytes > sum(len(payload(row)) for row in range(4))
     add(again, 3, 1)
     check(path, 4)
     for row in range(4, 10):
@@ -417,6 +539,11 @@ for path in sys.argv[1:]:
     assert ds.grid.dims == ds.work_grid.dims == ("material", "axis")
     ids = ds.material_id.values
     assert ids.dtype.kind in "TUO" and all(type(i) is str for i in ids.tolist())
+    assert ds.payload.dims == ("byte",) and ds.payload.dtype == np.uint8
+    assert ds.payload_offset.dims == ds.payload_length.dims == ("material",)
+    assert ds.payload_offset.dtype == ds.payload_length.dtype == np.int64
+    start, length = int(ds.payload_offset[1]), int(ds.payload_length[1])
+    ds.payload[start:start + length].values.tofile(path + ".payload")
     assert ds.attrs["encoder"] == "periodic-1"
     assert ds.n_electrons.attrs["units"] == "e"
     one = ds.set_index(material="material_id").latent.sel(material="mp-1").astype("float32")
@@ -434,3 +561,4 @@ def test_xarray_alone_reads_it_without_a_warning(tmp_path: Path) -> None:
     for path in paths:
         read = LatentArrays.open(path).read(1, "mp-1").values
         np.testing.assert_array_equal(np.load(path + ".npy"), read)
+        assert Path(path + ".payload").read_bytes() == payload(1)

@@ -21,9 +21,11 @@ import pytest
 from conftest import ROOT, MakeFile, Run
 
 import chgdb
-from chgdb import cli
+from chgdb import archive, cli
 from chgdb import database as module
+from chgdb.archive import Payload, Tolerance
 from chgdb.database import Database
+from chgdb.density import ChargeDensity
 from chgdb.formats import read_density
 
 
@@ -142,14 +144,28 @@ def test_get_decode_says_where_and_how_well(
     monkeypatch.chdir(tmp_path)
     code, out, err = run("get", "mp-1", "--decode", "--store", store)
     assert (code, err) == (0, "")
-    nmae = Database(store)["mp-1"].row["latent_nmae"]
-    assert out == (
-        "mp-1: mp-1.CHGCAR.vasp (16 x 18 x 20 points, 8.0000 electrons; latent of tiny-16, "
-        f"NMAE {nmae:.2f} % against its source when stored)\n"
+    row = Database(store)["mp-1"].row
+    told = (
+        "mp-1: mp-1.CHGCAR.vasp (16 x 18 x 20 points, 8.0000 electrons; {}, NMAE {:.3g} % against"
     )
+    assert out.startswith(told.format("payload", row["payload_nmae"]))
+    assert out.endswith(" its source when stored)\n")
     density, kind = read_density(tmp_path / "mp-1.CHGCAR.vasp")
     assert kind == "chgcar"
     assert density.n_electrons == pytest.approx(8.0)
+    out = run("get", "mp-1", "--decode", "--from", "latent", "--store", store).out
+    assert out.startswith(told.format("latent of tiny-16", row["latent_nmae"]))
+    other, _ = read_density(tmp_path / "mp-1.CHGCAR.vasp")
+    assert not np.allclose(density.values, other.values, rtol=1e-3)
+
+
+def test_get_shows_the_payload(run: Run, store: Path) -> None:
+    words = run("get", "mp-1", "--store", store).out.split()
+    assert words[words.index("payload_bytes") + 1] == str(
+        len(Database(store)["mp-1"].payload() or b"")
+    )
+    assert "payload_nmae (%)" in " ".join(words)
+    assert "payload NMAE, median (%)" in run("info", "--store", store).out
 
 
 @pytest.mark.parametrize(
@@ -196,21 +212,29 @@ def test_get_on_another_grid(run: Run, store: Path, tmp_path: Path) -> None:
     assert read_density(tmp_path / "a.npz")[0].grid == (8, 10, 12)
 
 
-def test_get_says_that_magnetization_is_not_stored(
+def test_get_writes_the_magnetization(
     run: Run, store: Path, make_file: MakeFile, tmp_path: Path
 ) -> None:
-    run("add", make_file("spin.CHGCAR", spin=1), "--store", store)
-    _, _, err = run("get", "spin", "--decode", "-o", tmp_path / "CHGCAR", "--store", store)
-    assert (
-        err
-        == "chgdb: note: spin: the total density; the magnetization of the source is not stored\n"
-    )
+    source = make_file("spin.CHGCAR", spin=1)
+    run("add", source, "--store", store)
+    words = ("get", "spin", "--decode", "-o", tmp_path / "CHGCAR", "--store", store)
+    assert run(*words).err == ""
+    density, expected = (read_density(path)[0] for path in (tmp_path / "CHGCAR", source))
+    assert density.magnetization is not None
+    assert expected.magnetization is not None
+    error = np.abs(density.magnetization - expected.magnetization).sum()
+    assert error <= 1.01e-3 * np.abs(expected.magnetization).sum()
+    note = "the total density; a latent does not hold the magnetization"
+    assert run(*words, "--from", "latent").err == f"chgdb: note: spin: {note}\n"
+    assert read_density(tmp_path / "CHGCAR")[0].magnetization is None
 
 
 def test_compare(run: Run, template: Path, store: Path) -> None:
     source = template / "files" / "mp-2.npz"
-    nmae = Database(store)["mp-2"].row["latent_nmae"]
-    assert f"NMAE {nmae:.4f} %" in run("compare", "mp-2", source, "--store", store).out
+    row = Database(store)["mp-2"].row
+    words = ("compare", "mp-2", source, "--store", store)
+    assert f"NMAE {row['payload_nmae']:.4f} %" in run(*words).out
+    assert f"NMAE {row['latent_nmae']:.4f} %" in run(*words, "--from", "latent").out
     assert "NMAE 0.0000 %" in run("compare", source, source).out
 
 
@@ -219,7 +243,10 @@ def test_plot(run: Run, template: Path, store: Path, tmp_path: Path) -> None:
     source = template / "files" / "mp-2.npz"
     code, out, _ = run("plot", "mp-2", "-o", picture, "--reference", source, "--store", store)
     assert (code, out) == (0, f"{picture}\n")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    from_payload = picture.read_bytes()
+    assert from_payload.startswith(b"\x89PNG")
+    run("plot", "mp-2", "-o", picture, "--reference", source, "--store", store, "--from", "latent")
+    assert picture.read_bytes() != from_payload
 
 
 # --- writing --------------------------------------------------------------------------------
@@ -234,7 +261,12 @@ def test_the_life_of_a_store(run: Run, models: Path, make_file: MakeFile, tmp_pa
     table.write_text("id,band_gap\nmp-7,1.25\n")
     code, out, _ = run("add", path, "--properties", table, "--store", store)
     assert code == 0
-    assert out.startswith("mp-7: added, TiO2, 18 x 20 x 24 points, 16.0000 electrons, latent NMAE")
+    row = Database(store)["mp-7"].row
+    assert out == (
+        "mp-7: added, TiO2, 18 x 20 x 24 points, 16.0000 electrons; payload "
+        f"{row['payload_bytes']} bytes, NMAE {row['payload_nmae']:.3g} %; latent NMAE "
+        f"{row['latent_nmae']:.3g} %\n"
+    )
     out = run("search", "--band-gap", "1:2", "--format", "ids", "--store", store).out
     assert out == "mp-7\n"
     out = run("add", path, "--store", store).out
@@ -280,6 +312,58 @@ def test_add_takes_ids_species_and_conflicts(
     assert empty["mine"].row["formula"] == "Si"
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], Tolerance(0.1)),
+        (["--tolerance", "1%"], Tolerance(1.0)),
+        (["--tolerance", "1"], Tolerance(1.0)),
+        (["--tolerance", " 0.05 % "], Tolerance(0.05)),
+        (["--tolerance", "0%"], Tolerance(0.0)),
+        (["--max-error", "1e-3"], Tolerance(None, 1e-3)),
+        (["--tolerance", "0.1%", "--max-error", "0"], Tolerance(0.1, 0.0)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_add_takes_a_tolerance(
+    run: Run,
+    empty: Database,
+    make_file: MakeFile,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    expected: Tolerance,
+) -> None:
+    asked: list[Tolerance | None] = []
+    encode = archive.encode
+
+    def noted(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payload:
+        asked.append(tolerance)
+        return encode(density, tolerance)
+
+    monkeypatch.setattr(archive, "encode", noted)
+    assert run("add", make_file("mp-1.npz"), *words, "--store", empty.path).code == 0
+    assert asked == [expected]
+    row = empty["mp-1"].row
+    assert expected.nmae is None or row["payload_nmae"] <= expected.nmae
+    assert expected.max_error is None or row["payload_max_error"] <= expected.max_error
+
+
+def test_a_store_of_version_1_is_read_and_says_what_to_do(
+    run: Run, make_file: MakeFile, tmp_path: Path
+) -> None:
+    old = shutil.copytree(ROOT / "tests/data/store-v1", tmp_path / "old")
+    out = run("get", "mp-1", "--decode", "-o", tmp_path / "CHGCAR", "--store", old).out
+    assert "latent of periodic-16" in out
+    for words in (["add", make_file("mp-1.npz")], ["remove", "mp-1"]):
+        code, _, err = run(*words, "--store", old)
+        assert code == 1
+        assert_one_line(err)
+        assert "of format version 1, which is only read" in err
+        assert "chgdb export NEW" in err
+    assert run("export", tmp_path / "new", "--store", old).code == 0
+    assert run("remove", "mp-1", "--store", tmp_path / "new").code == 0
+
+
 def test_add_warns_of_what_the_encoder_cannot_hold(
     run: Run, empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,12 +406,13 @@ FAILURES: list[tuple[list[str], str]] = [
     (["get", "mp-1", "--decode", "--grid", "1,2,x"], "give three numbers"),
     (["get", "mp-1", "--decode", "--grid", "4096,4096,4096"], "68719476736 points; at most"),
     (["get", "mp-1", "--grid", "8,8,8"], "add --decode"),
+    (["get", "mp-1", "--from", "latent"], "--from is what a density is decoded from: add --decode"),
     (["get", "mp-1", "--decode", "--format", "cif"], "--decode writes"),
     (["get", "mp-1", "-o", "file"], "-o goes with"),
     (["get", "mp-1", "--decode", "-o", "absent/CHGCAR"], "cannot be written"),
     (["get", "mp-1", "mp-2", "--decode", "-o", "a-file"], "several ids need a folder"),
     (["get", "mp-1", "mp-2", "--decode", "-o", "a-file/below"], "cannot be made"),
-    (["get", "mp-1", "--decode", "--device", "cuda:99"], "--device cuda:99"),
+    (["get", "mp-1", "--decode", "--from=latent", "--device=cuda:99"], "--device cuda:99"),
     (["add", "absent.npz"], "absent.npz: no such file"),
     (["add", "a-folder"], "no density files in a-folder"),
     (["add", "a-file"], "a-file: "),
@@ -335,6 +420,15 @@ FAILURES: list[tuple[list[str], str]] = [
     (["add", "a-file", "--id", "../x"], "cannot be a material id"),
     (["add", "a-file", "--properties", "a-file"], "needs a column material_id"),
     (["add", "a-file", "--device", "abacus"], "--device abacus"),
+    (["add", "a-file", "--tolerance", "abc"], "--tolerance abc: give a percentage from 0 to 100"),
+    (["add", "a-file", "--tolerance", "-0.1%"], "--tolerance -0.1%: give"),
+    (["add", "a-file", "--tolerance", "101%"], "--tolerance 101%: give"),
+    (["add", "a-file", "--tolerance", "nan"], "--tolerance nan: give"),
+    (["add", "a-file", "--tolerance", "inf"], "--tolerance inf: give"),
+    (["add", "a-file", "--tolerance", ""], "--tolerance : give"),
+    (["add", "a-file", "--max-error", "-1"], "--max-error -1.0: give a number of 0 or more"),
+    (["add", "a-file", "--max-error", "nan"], "--max-error nan: give"),
+    (["add", "a-file", "--max-error", "inf"], "--max-error inf: give"),
     (["remove", "mp-1", "mp-9"], "no record 'mp-9'"),
     (["export", "out.xlsx"], "unknown suffix"),
     (["export", "a-file.csv"], "exists already"),
@@ -382,6 +476,8 @@ def test_failures_are_one_line_and_change_nothing(
         (["serch"], "No such command"),
         (["search", "--elemnts", "Ti"], "No such option"),
         (["search", "--format", "xml"], "Invalid value for '--format'"),
+        (["get", "mp-1", "--decode", "--from", "file"], "Invalid value for '--from'"),
+        (["add", "file", "--max-error", "small"], "Invalid value for '--max-error'"),
         (["search", "--limit", "0"], "Invalid value for '--limit'"),
         (["get"], "Missing argument"),
         (["info", "mp-1"], "unexpected extra argument"),
@@ -411,9 +507,20 @@ def test_no_store(run: Run, tmp_path: Path, content: str | None, problem: str) -
 
 
 def test_damaged_arrays_and_tables(run: Run, store: Path, tmp_path: Path) -> None:
+    words = ("get", "mp-1", "--decode", "-o", tmp_path / "CHGCAR", "--store", store)
+    shard = store / "latents.zarr" / "payload" / "c" / "0"
+    shard.write_bytes(shard.read_bytes()[:100])
+    code, _, err = run(*words)
+    assert code == 1
+    assert_one_line(err)
+    assert "mp-1: " in err
+    assert err.endswith("--from latent may help\n")
+    assert not (tmp_path / "CHGCAR").exists()
+    assert run(*words, "--from", "latent").code == 0
+    (tmp_path / "CHGCAR").unlink()
     shard = store / "latents.zarr" / "latent" / "c" / "0" / "0" / "0" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:100])
-    code, _, err = run("get", "mp-1", "--decode", "-o", tmp_path / "CHGCAR", "--store", store)
+    code, _, err = run(*words, "--from", "latent")
     assert code == 1
     assert_one_line(err)
     assert not (tmp_path / "CHGCAR").exists()
@@ -530,6 +637,8 @@ def test_ctrl_c_during_add_keeps_what_is_stored(
     assert 2 <= stored < 40
     report = empty.add(tmp_path / "in")
     assert [len(report.skipped), len(report.added)] == [stored, 40 - stored]
+    for density in empty.decode(list(empty)):
+        assert density.n_electrons == pytest.approx(8.0 + int(density.id[3:]))
 
 
 LONG = f"""
@@ -594,7 +703,7 @@ WITHOUT_TORCH = f"import sys; sys.modules['torch'] = None\n{COMMAND}"
 @pytest.mark.parametrize(
     "words",
     [
-        ["get", "mp-1", "--decode"],
+        ["get", "mp-1", "--decode", "--from", "latent"],
         ["add", "FILE"],
         ["init", "new"],
         ["train", "evaluate", "model", "FILE"],
@@ -620,13 +729,16 @@ def test_without_torch_the_extra_is_named(
         ["search", "--elements", "Ti"],
         ["get", "mp-1"],
         ["get", "mp-1", "--format", "json"],
+        ["get", "mp-1", "--decode", "--grid", "8,9,10", "-o", "out.npz"],
+        ["compare", "mp-1", "mp-1"],
         ["export", "out.csv"],
+        ["export", "out"],
         ["remove", "mp-1"],
     ],
     ids=" ".join,
 )
 def test_without_torch_the_rest_works(store: Path, tmp_path: Path, words: list[str]) -> None:
-    words = [word.replace("out.csv", str(tmp_path / "out.csv")) for word in words]
+    words = [str(tmp_path / word) if word.startswith("out") else word for word in words]
     result = in_process(WITHOUT_TORCH, *words, CHGDB_STORE=str(store))
     assert result.returncode == 0, result.stderr
 
@@ -641,6 +753,18 @@ def test_search_loads_nothing_heavy(store: Path) -> None:
     for words in (["search", "--format", "ids"], ["info"], ["--help"]):
         result = in_process(code, *words, CHGDB_STORE=str(store))
         assert result.stderr == "set()\n"
+
+
+def test_decoding_a_payload_loads_no_torch(store: Path, tmp_path: Path) -> None:
+    code = COMMAND.replace(
+        "main(sys.argv[1:])",
+        "import atexit; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); "
+        "main(sys.argv[1:])",
+    )
+    words = ["get", "mp-1", "--decode", "-o", tmp_path / "CHGCAR"]
+    assert in_process(code, *words, CHGDB_STORE=str(store)).stderr == "False\n"
+    words += ["--from", "latent"]
+    assert in_process(code, *words, CHGDB_STORE=str(store)).stderr == "True\n"
 
 
 def test_search_is_instant(store: Path) -> None:
@@ -676,7 +800,16 @@ def test_every_command_and_option_is_documented() -> None:
         assert f"\n### chgdb {command}\n" in text
     for command in ("encoder", "evaluate"):
         assert f"\n### chgdb train {command}\n" in text
-    for option in ("--on-conflict", "--bulk-modulus", "--grid", "--version", "--debug"):
+    for option in (
+        "--on-conflict",
+        "--bulk-modulus",
+        "--grid",
+        "--from",
+        "--tolerance",
+        "--max-error",
+        "--version",
+        "--debug",
+    ):
         assert option in text
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,9 +16,13 @@ from typing import Any
 import filelock
 import numpy as np
 import pytest
+import xarray as xr
 from conftest import ROOT, MakeDensity, MakeFile
 
+from chgdb import archive
 from chgdb import database as module
+from chgdb.archive import Payload, Tolerance
+from chgdb.arrays import LatentArrays
 from chgdb.database import Database, Record
 from chgdb.density import ChargeDensity, Structure
 from chgdb.errors import (
@@ -30,6 +35,7 @@ from chgdb.errors import (
 )
 from chgdb.files import PARTIAL_SUFFIX
 from chgdb.formats import read_density
+from chgdb.schema import ARRAYS_FOLDER
 from chgdb.weights import load_config
 
 
@@ -85,26 +91,50 @@ def test_a_record_knows_its_structure_and_properties(database: Database) -> None
 def test_the_stored_error_is_that_of_what_is_decoded(template: Path, database: Database) -> None:
     for record in database.get(list(database)):
         source, _ = read_density(template / "files" / f"{record.id}.npz")
-        decoded = record.density()
-        error = np.abs(decoded.values - source.values)
-        nmae = 100 * error.sum() / np.abs(source.values).sum()
-        assert decoded.nmae == pytest.approx(nmae, rel=1e-6)
-        assert record.row["latent_max_error"] == pytest.approx(error.max(), rel=1e-6)
-        assert decoded.n_electrons == pytest.approx(source.n_electrons, rel=1e-9)
+        for kind, origin in (("payload", "payload"), ("latent", "latent of tiny-16")):
+            decoded = record.density(source=kind)  # type: ignore[arg-type]
+            assert decoded.origin == origin
+            error = np.abs(decoded.values - source.values)
+            nmae = 100 * error.sum() / np.abs(source.values).sum()
+            assert decoded.nmae == record.row[f"{kind}_nmae"] == pytest.approx(nmae, rel=1e-6)
+            largest, electrons = (
+                record.row[f"{kind}_{e}"] for e in ("max_error", "electron_error")
+            )
+            assert largest == pytest.approx(error.max(), rel=1e-6)
+            assert electrons == pytest.approx(decoded.n_electrons - source.n_electrons, abs=1e-9)
+            assert decoded.n_electrons == pytest.approx(source.n_electrons, rel=1e-8)
+        assert record.row["payload_nmae"] <= 0.1
+        assert record.row["payload_bytes"] == len(record.payload() or b"")
+        assert record.row["payload_magnetization_nmae"] is None
         np.testing.assert_allclose(decoded.structure.lattice, source.structure.lattice)
 
 
-def test_decoding_several_equals_decoding_one_by_one(database: Database) -> None:
-    together = database.decode(list(database))
+@pytest.mark.parametrize("source", ["payload", "latent"])
+def test_decoding_several_equals_decoding_one_by_one(
+    database: Database, source: module.Source
+) -> None:
+    together = database.decode(list(database), source=source)
+    assert [density.id for density in together] == list(database)
     for density in together:
-        single = database[density.id].density()
+        single = database[density.id].density(source=source)
         np.testing.assert_allclose(density.values, single.values, atol=1e-5)
 
 
-def test_decoding_on_another_grid(database: Database) -> None:
-    density = database["mp-2"].density(grid=(8, 10, 12))
+@pytest.mark.parametrize("source", ["payload", "latent"])
+def test_decoding_on_another_grid(database: Database, source: module.Source) -> None:
+    density = database["mp-2"].density(grid=(8, 10, 12), source=source)
     assert density.grid == (8, 10, 12)
     assert density.n_electrons == pytest.approx(database["mp-2"].row["n_electrons"])
+
+
+def test_a_source_that_there_is_not(database: Database) -> None:
+    with pytest.raises(InputError, match="source 'chgcar': use payload or latent"):
+        database.decode("mp-1", source="chgcar")  # type: ignore[arg-type]
+
+
+def test_payloads_need_no_encoder(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Database, "_codec", None)
+    assert database["mp-1"].density().n_electrons == pytest.approx(8.0)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +177,13 @@ def test_summary(database: Database, empty: Database) -> None:
     assert summary["encoder"].startswith("tiny-16 (")
     assert 0 < summary["latent NMAE, median (%)"] <= summary["latent NMAE, largest (%)"]
     assert summary["size on disk (MB)"] > 0.001
+    assert summary["format version"] == 2
+    assert summary["payloads"] == 5
+    assert 0 <= summary["payload NMAE, median (%)"] <= summary["payload NMAE, largest (%)"] <= 0.1
+    sizes = [len(record.payload() or b"") for record in database.get(list(database))]
+    assert summary["payload, mean (bytes)"] == pytest.approx(sum(sizes) / 5)
     assert empty.summary()["latent NMAE, median (%)"] is None
+    assert empty.summary()["payload, mean (bytes)"] is None
 
 
 # --- search ---------------------------------------------------------------------------------
@@ -377,8 +413,12 @@ def test_nothing_to_add(empty: Database, tmp_path: Path) -> None:
 def test_magnetic_files(empty: Database, make_file: MakeFile, spin: int) -> None:
     empty.add(make_file("mp-1.CHGCAR", spin=spin, electrons=12.0))
     moment = 4.0 if spin == 1 else 4.0 * 3**0.5
-    assert empty["mp-1"].row["magnetization"] == pytest.approx(moment, rel=1e-6)
-    assert empty["mp-1"].density().magnetization is None
+    record = empty["mp-1"]
+    assert record.row["magnetization"] == pytest.approx(moment, rel=1e-6)
+    assert record.density().magnetic_moment == pytest.approx(moment, rel=1e-2)
+    assert record.density(grid=(20, 20, 24)).magnetic_moment == pytest.approx(moment, rel=1e-2)
+    assert record.density(source="latent").magnetization is None
+    assert 0 <= record.row["payload_magnetization_nmae"] <= 0.1
 
 
 @pytest.mark.parametrize("name", ["CHGCAR.gz", "AECCAR0", "PARCHG.0001.ALLK", "CHG"])
@@ -490,7 +530,9 @@ def test_an_interrupt_while_writing_leaves_a_sound_store(
             empty.add(path)
     assert len(empty) == 0
     assert len(empty.add(path).added) == 1
-    assert empty["mp-1"].density().n_electrons == pytest.approx(16.0)
+    for source in ("payload", "latent"):
+        density = empty["mp-1"].density(source=source)
+        assert density.n_electrons == pytest.approx(16.0)
 
 
 def test_large_densities_make_small_batches(
@@ -518,6 +560,187 @@ def test_a_name_that_is_not_unicode_is_stored_readably(
     assert row["source_file"] == "caf\N{REPLACEMENT CHARACTER}.npz"
 
 
+# --- payloads -------------------------------------------------------------------------------
+
+
+def inexact(monkeypatch: pytest.MonkeyPatch) -> list[Tolerance]:
+    """Payloads that are just as bad as they may be; what was asked of each."""
+    asked: list[Tolerance] = []
+    encode = archive.encode
+
+    def worst(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payload:
+        assert tolerance is not None
+        asked.append(tolerance)
+        payload = encode(density, tolerance)
+        error = replace(payload.error, nmae=tolerance.nmae or 0.0)
+        spin = None if density.magnetization is None else tolerance.nmae
+        return replace(payload, error=error, magnetization_nmae=spin)
+
+    monkeypatch.setattr(archive, "encode", worst)
+    return asked
+
+
+def test_the_tolerance_reaches_the_codec(
+    empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = inexact(monkeypatch)
+    empty.add(make_file("mp-1.npz"))
+    empty.add(make_file("mp-2.npz", electrons=9.0), tolerance=Tolerance(None, 1e-3))
+    assert asked == [Tolerance(0.1), Tolerance(None, 1e-3)]
+
+
+@pytest.mark.parametrize("tolerance", [Tolerance(0.05), Tolerance(None, 0.0), Tolerance(0.1, 1e-9)])
+@pytest.mark.parametrize("on_conflict", ["error", "skip", "replace"])
+def test_a_file_that_is_stored_less_exactly_than_asked(
+    empty: Database,
+    make_file: MakeFile,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    on_conflict: module.OnConflict,
+    tolerance: Tolerance,
+) -> None:
+    (tmp_path / "p.csv").write_text("id,band_gap\nmp-1,1.5\n")
+    path = make_file("mp-1.npz")
+    encode = archive.encode
+
+    def coarse(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payload:
+        payload = encode(density, tolerance)
+        return replace(payload, error=replace(payload.error, nmae=0.09, max_error=2e-3))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "encode", coarse)
+        empty.add(path, properties=tmp_path / "p.csv")
+    before = state(empty.path)
+    assert empty.add(path, tolerance=Tolerance(0.09, 2e-3)).skipped  # as good as asked for
+    report = empty.add(path, tolerance=tolerance, on_conflict=on_conflict)
+    told = "stored already as mp-1, which is less exact than asked for"
+    if on_conflict == "replace":
+        assert [row["id"] for row in report.added] == ["mp-1"]
+        assert len(empty) == 1
+        assert empty["mp-1"].row["payload_nmae"] <= 0.05
+        assert empty["mp-1"].row["band_gap"] == 1.5, "the properties are still those of the file"
+        assert empty["mp-1"].density().n_electrons == pytest.approx(16.0)
+    elif on_conflict == "skip":
+        assert report.skipped == [(path, told)]
+    else:
+        hint = "--on-conflict replace makes it anew"
+        assert report.failed == [(path, f"{path}: {told}; {hint}")]
+    assert (state(empty.path) == before) == (on_conflict != "replace")
+
+
+def test_properties_of_another_file_are_not_taken_over(
+    database: Database, make_file: MakeFile
+) -> None:
+    database.add(make_file("mp-1.npz", electrons=9.0), on_conflict="replace")
+    assert database["mp-1"].properties == {}
+
+
+def test_a_density_that_the_codec_refuses_stops_no_other(
+    empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [make_file(f"mp-{i}.npz", electrons=8.0 + i) for i in range(3)]
+    encode = archive.encode
+
+    def fail(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payload:
+        if abs(density.n_electrons - 9.0) < 0.1:
+            raise InputError("no such luck")
+        return encode(density, tolerance)
+
+    monkeypatch.setattr(archive, "encode", fail)
+    report = empty.add(paths)
+    assert list(empty) == ["mp-0", "mp-2"]
+    assert report.failed == [(paths[1], f"{paths[1]}: cannot be encoded: no such luck")]
+
+
+def test_several_processes_make_the_same_payloads(
+    empty: Database, template: Path, database: Database
+) -> None:
+    empty.add(template / "files", processes=2)
+    for material_id in database:
+        assert empty[material_id].payload() == database[material_id].payload()
+
+
+def test_a_damaged_payload_is_one_line_and_the_latent_still_there(database: Database) -> None:
+    shard = database.path / ARRAYS_FOLDER / "payload/c/0"
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 0x10
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match=r"mp-1: its payload cannot be decoded .*checksum") as told:
+        database.decode("mp-1")
+    assert str(told.value).endswith("--from latent may help")
+    assert "\n" not in str(told.value)
+    with pytest.raises(StoreError, match=r"mp-1: its payload cannot be read .*checksum"):
+        database["mp-1"].payload()
+    assert database["mp-1"].density(source="latent").n_electrons == pytest.approx(8.0)
+
+
+def test_bytes_that_are_no_payload(database: Database) -> None:
+    group = LatentArrays.open(database.path / ARRAYS_FOLDER, writable=True)
+    payloads = group._group["payload"]
+    payloads[:50] = 255  # type: ignore[index]
+    with pytest.raises(StoreError, match="mp-1: its payload cannot be decoded") as told:
+        database.decode("mp-1")
+    assert str(told.value).endswith("--from latent may help")
+
+
+# --- a store of version 1 -------------------------------------------------------------------
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Database:
+    """A frozen store of format version 1; see tests/data/README.md."""
+    return Database(shutil.copytree(ROOT / "tests/data/store-v1", tmp_path / "old"))
+
+
+def test_version_1_is_read(old: Database) -> None:
+    assert list(old) == ["mp-1", "mp-3"]
+    summary = old.summary()
+    assert (summary["format version"], summary["records"], summary["payloads"]) == (1, 2, 0)
+    assert summary["payload NMAE, median (%)"] is None
+    assert old.search(elements="Ti")["payload_bytes"].isna().all()
+    record = old["mp-3"]
+    assert record.properties == {"band_gap": 0.0}
+    assert record.payload() is None
+    assert record.row["payload_nmae"] is None
+    assert record.latent().n_electrons == pytest.approx(8.0)
+    density = record.density()
+    assert (density.origin, density.magnetization) == ("latent of periodic-16", None)
+    assert density.nmae == record.row["latent_nmae"]
+    assert density.n_electrons == pytest.approx(8.0)
+
+
+def test_version_1_is_not_written(old: Database, make_file: MakeFile) -> None:
+    before = state(old.path)
+    for write in (lambda: old.add(make_file("a.npz")), lambda: old.remove("mp-1")):
+        with pytest.raises(StoreError, match=r"of format version 1.*chgdb export NEW") as told:
+            write()
+        assert "\n" not in str(told.value)
+    assert state(old.path) == before
+
+
+def test_a_copy_of_version_1_has_the_newest_and_can_be_filled(
+    old: Database, make_file: MakeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = old.copy(tmp_path / "new")
+    assert copy.info.format_version == 2
+    for record in old.get(list(old)):
+        assert {**record.row, "row": 0} == {**copy[record.id].row, "row": 0}
+        np.testing.assert_array_equal(record.latent().values, copy[record.id].latent().values)
+        assert copy[record.id].payload() is None
+    path = make_file("mp-3.npz", species=("Fe",), electrons=8.0, spin=1)
+    sha256 = copy["mp-3"].row["source_sha256"]  # of the same numbers, perhaps packed otherwise
+    monkeypatch.setattr("chgdb.intake.file_sha256", lambda _: sha256)
+    report = copy.add(path)
+    assert "stored already as mp-3, which has no payload; --on-conf" in report.failed[0][1]
+    copy.add(path, on_conflict="replace")
+    origins = [density.origin for density in copy.decode(["mp-3", "mp-1", "mp-3"])]
+    assert origins == ["payload", "latent of periodic-16", "payload"]
+    assert copy["mp-3"].properties == {"band_gap": 0.0}
+    assert copy["mp-3"].density().magnetization is not None
+    copy.remove("mp-1")
+    assert list(copy) == ["mp-3"]
+
+
 # --- encoders -------------------------------------------------------------------------------
 
 
@@ -530,7 +753,7 @@ def test_a_store_of_other_weights_is_refused_by_name(store: Path, make_file: Mak
     with pytest.raises(ModelError, match=r"no encoder tiny-16 with the weights 000000000000"):
         Database(store).add(make_file("mp-9.npz"))
     with pytest.raises(ModelError, match="tiny-16"):
-        Database(store)["mp-1"].density()
+        Database(store)["mp-1"].density(source="latent")
     assert state(store) == before
 
 
@@ -545,7 +768,7 @@ def test_an_encoder_that_is_not_there(models: Path, tmp_path: Path) -> None:
 def test_a_device_that_is_not_there(store: Path) -> None:
     for device in ("cuda:99", "abacus"):
         with pytest.raises(InputError, match=f"--device {device}"):
-            Database(store, device=device)["mp-1"].density()
+            Database(store, device=device)["mp-1"].density(source="latent")
 
 
 # --- writing safely -------------------------------------------------------------------------
@@ -621,6 +844,7 @@ def test_two_processes_adding_the_same_ids_lose_and_double_nothing(
     assert sorted(empty) == [f"mp-{i}" for i in range(4)]
     for record in empty.get(list(empty)):
         assert record.latent().n_electrons == pytest.approx(8.0 + int(record.id[-1]))
+        assert record.density().n_electrons == pytest.approx(8.0 + int(record.id[-1]))
 
 
 def test_an_id_that_is_taken_while_a_batch_is_encoded(
@@ -652,8 +876,8 @@ def test_readers_see_whole_records_while_one_writes(empty: Database, make_file: 
         try:
             while not stop.is_set():
                 for record in reader.get(list(reader)):
-                    electrons = record.latent().n_electrons
-                    assert electrons == pytest.approx(8.0 + int(record.id[-1]))
+                    for held in (record.latent(), record.density()):
+                        assert held.n_electrons == pytest.approx(8.0 + int(record.id[-1]))
         except BaseException as error:  # noqa: BLE001 (told by the other thread)
             problems.append(error)
 
@@ -673,9 +897,17 @@ def test_readers_see_whole_records_while_one_writes(empty: Database, make_file: 
 
 
 def test_remove(database: Database) -> None:
+    record = database["mp-2"]
+    gone = record.payload()
+    assert gone
     database.remove(["mp-2", "mp-4", "mp-2"])
     assert list(database) == ["mp-1", "mp-3", "mp-5"]
     assert database["mp-5"].latent().n_electrons == pytest.approx(12.0)
+    assert database["mp-5"].density().n_electrons == pytest.approx(12.0)
+    with xr.open_zarr(database.path / ARRAYS_FOLDER) as arrays:
+        assert gone not in arrays.payload.values.tobytes()
+    with pytest.raises(StoreError, match=r"mp-2: its payload cannot be read .*holds nothing"):
+        record.payload()
 
 
 def test_remove_all_or_none(database: Database) -> None:
@@ -693,6 +925,8 @@ def test_copy_is_exact(database: Database, tmp_path: Path) -> None:
         old, new = database[material_id], copy[material_id]
         assert {**old.row, "row": 0} == {**new.row, "row": 0}
         np.testing.assert_array_equal(old.latent().values, new.latent().values)
+        assert old.payload() == new.payload()
+        np.testing.assert_array_equal(old.density().values, new.density().values)
     assert list(database.copy(tmp_path / "all")) == list(database)
 
 

@@ -45,6 +45,29 @@ def test_a_file_says_where_it_comes_from(density: DecodedDensity, tmp_path: Path
     assert (tmp_path / "a.cube").read_text().startswith(comment)
 
 
+@pytest.mark.parametrize(
+    ("nmae", "expected"),
+    [(0.0, "0 %"), (0.09837, "0.0984 %"), (0.99999e-3, "0.001 %"), (1.234, "1.23 %"), (99, "99 %")],
+)
+def test_small_errors_are_told_with_their_digits(
+    make_density: MakeDensity, nmae: float, expected: str
+) -> None:
+    plain = make_density()
+    density = DecodedDensity(plain.values, plain.structure, id="a", origin="payload", nmae=nmae)
+    assert density.comment == f"a from chgdb, payload, NMAE {expected}, no augmentation"
+
+
+def test_a_chgcar_has_the_magnetization(make_density: MakeDensity, tmp_path: Path) -> None:
+    plain = make_density(spin=1)
+    density = DecodedDensity(
+        plain.values, plain.structure, plain.magnetization, id="a", origin="payload", nmae=0.1
+    )
+    density.write(tmp_path / "CHGCAR")
+    back, _ = read_density(tmp_path / "CHGCAR")
+    assert back.magnetization is not None
+    assert back.magnetic_moment == pytest.approx(density.magnetic_moment, rel=1e-6)
+
+
 def test_a_format_that_is_asked_for_wins_over_the_name(
     density: DecodedDensity, tmp_path: Path
 ) -> None:

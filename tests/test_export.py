@@ -23,6 +23,8 @@ def test_csv(database: Database, tmp_path: Path) -> None:
     frame = pd.read_csv(tmp_path / "a.csv")
     assert frame["id"].tolist() == ["mp-1", "mp-5"]
     assert frame["band_gap"].tolist() == [3.0, 1.9]
+    assert (frame["payload_bytes"] > 0).all()
+    assert (frame["payload_nmae"] <= 0.1).all()
     assert json.loads(frame["species"][0]) == ["Ti", "O", "O"]
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import MakeFile
 
-from chgdb import intake
+from chgdb import archive, intake
+from chgdb.archive import Payload, Tolerance
+from chgdb.density import ChargeDensity
 from chgdb.errors import ChgdbError, InputError
 from chgdb.formats import file_sha256, read_density
 from chgdb.intake import Intake, Known, read_properties, take_in, take_in_all
@@ -25,6 +28,27 @@ def test_what_is_known_of_a_file(make_file: MakeFile) -> None:
     assert result.density.structure.species == ("Si",)
     assert result.symmetry is not None
     assert result.symmetry.number == 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_payloads_are_made_where_files_are_read(make_file: MakeFile, processes: int) -> None:
+    paths = [make_file(f"mp-{i}.npz", electrons=8.0 + i, spin=i % 2) for i in range(3)]
+    encode = partial(archive.encode, tolerance=Tolerance(0.5))
+    results = [result for _, result in take_in_all(paths, encode=encode, processes=processes)]
+    for result in results:
+        assert isinstance(result, Intake)
+        assert result.payload is not None
+        assert result.payload.data == encode(result.density).data
+        assert (result.payload.magnetization_nmae is None) == (result.density.magnetization is None)
+
+
+def test_a_density_that_cannot_be_encoded_is_named(make_file: MakeFile) -> None:
+    def refuse(density: ChargeDensity) -> Payload:
+        raise InputError("the reference density is zero everywhere")
+
+    path = make_file("mp-1.npz")
+    with pytest.raises(InputError, match=r"mp-1\.npz: cannot be encoded: the reference density"):
+        take_in(path, encode=refuse)
 
 
 def test_a_file_that_is_stored_is_not_parsed(
@@ -88,7 +112,7 @@ def test_a_defect_met_by_one_file_stops_no_other(
     results = [result for _, result in take_in_all(paths)]
     assert [type(result) for result in results] == [Intake, InputError, InputError, Intake]
     assert str(results[1]) == f"{paths[1]}: unexpected ZeroDivisionError: oh no"
-    assert str(results[2]) == f"{paths[2]}: not enough memory to read it"
+    assert str(results[2]) == f"{paths[2]}: not enough memory for it"
 
 
 def test_a_process_that_is_killed_is_one_clear_error(make_file: MakeFile, tmp_path: Path) -> None:
@@ -110,10 +134,12 @@ def test_processes_are_used_where_they_pay(
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     path = make_file("mp-1.npz")
-    assert intake._worthwhile_processes([path] * 100) == 1
-    assert intake._worthwhile_processes([path] * 2000) == 6
+    assert intake._worthwhile_processes([path] * 100, encoding=False) == 1
+    assert intake._worthwhile_processes([path] * 2000, encoding=False) == 6
+    assert intake._worthwhile_processes([path] * 500, encoding=False) == 1
+    assert intake._worthwhile_processes([path] * 500, encoding=True) == 6
     monkeypatch.setattr(intake, "_size", lambda _: 2**27)
-    assert intake._worthwhile_processes([path] * 3) == 6
+    assert intake._worthwhile_processes([path] * 3, encoding=False) == 6
 
 
 def test_few_large_files_are_read_ahead(

@@ -21,9 +21,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("files", "density", "query"),
     ("schema", "chgcar", "grid"),
     ("arrays", "table", "weights", "formats", "metrics", "symmetry", "export"),
-    ("codec", "intake", "decoded", "resources", "output", "plot"),
+    ("codec", "archive", "intake", "decoded", "resources", "output", "plot"),
     ("database", "train"),
-    ("cli",),
+    ("cli", "xarray_backend"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -66,7 +66,8 @@ def test_examples_of_the_specification_run(tmp_path: Path, monkeypatch: pytest.M
     ids = ["mp-1", "mp-2", "mp-149"]
     values = np.linspace(0, 1, 3 * 16).reshape(3, 2, 2, 2, 2)
     group = LatentArrays.create(tmp_path / "store/latents.zarr", LATENT, {"encoder": "x"})
-    group.write(0, ids, values, np.ones((3, 3), int), np.ones((3, 3), int), np.ones(3))
+    ones = np.ones((3, 3), int)
+    group.write(0, ids, values, ones, ones, np.ones(3), [b"first", b"second", b"third"])
     samples = {"text": "[]", "integer": 1, "real": 1.0, "boolean": True}
     row = {c.name: samples[c.type] for c in COLUMNS.values() if c.name != "row"}
     table = Table.create(tmp_path / "store/materials")
@@ -79,6 +80,7 @@ def test_examples_of_the_specification_run(tmp_path: Path, monkeypatch: pytest.M
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, names)
     np.testing.assert_array_equal(names["silicon"].values, group.read(2, "mp-149").values)
+    assert names["payload"] == b"third"
     assert names["everything"].material_id.values.tolist() == ["mp-2", "mp-149"]
     names["latents"].close()
     (query,) = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
@@ -151,12 +153,22 @@ def test_info_ignores_what_it_does_not_know(tmp_path: Path) -> None:
     assert StoreInfo.load(tmp_path).encoder == EncoderInfo("p", "k", "")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, 1.0, True, "1", None])
 def test_unknown_version_says_what_to_upgrade(tmp_path: Path, version: object) -> None:
     INFO.save(tmp_path)
     edit(tmp_path, format_version=version)
     with pytest.raises(FormatVersionError, match="pip install --upgrade chgdb"):
         StoreInfo.load(tmp_path)
+
+
+def test_version_1_is_read_and_kept_in_mind(tmp_path: Path) -> None:
+    INFO.save(tmp_path)
+    assert StoreInfo.load(tmp_path).format_version == schema.FORMAT_VERSION == 2
+    edit(tmp_path, format_version=1)
+    old = StoreInfo.load(tmp_path)
+    assert old.format_version == 1
+    old.save(tmp_path)
+    assert StoreInfo.load(tmp_path) == old
 
 
 def test_not_a_store(tmp_path: Path) -> None:

@@ -1,0 +1,307 @@
+"""The archival codec: a density as a payload whose error was asked for, measured and recorded.
+
+A field is written as functions about the atoms and plane waves (`crystal`) where that can reach
+the tolerance, else as rounded values on the grid, else exactly; the shortest counts. What is
+promised is measured on what the bytes decode to. docs/codec.md has the mathematics and the byte
+layout.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numcodecs.zstd import compress, decompress
+from numpy.typing import NDArray
+
+from chgdb.crystal import Limits, NotReachedError, decode_field, encode_field
+from chgdb.density import ChargeDensity, Grid, Structure
+from chgdb.errors import InputError, StoreError
+from chgdb.grid import fourier_resample
+from chgdb.library import LATEST
+from chgdb.metrics import DensityError, compare
+
+__all__ = ["Payload", "Tolerance", "decode", "encode"]
+
+PAYLOAD_VERSION = 1
+
+_LOSSLESS, _GRID, _CRYSTAL = 0, 1, 2
+"""How a field is written; `_CRYSTAL` plus n - 1 for atom library n."""
+
+_ZSTD_LEVEL = 19
+_MOST_POINTS = 2**30
+_NEGLIGIBLE = 1e-4
+"""Part of the density below which a magnetization counts as this part, for its tolerance."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest error that a payload may have; both hold where both are given.
+
+    Attributes:
+        nmae: normalised mean absolute error, %; also of each magnetization component, or of 1e-4 of
+            the density where a component is smaller than that on average.
+        max_error: largest absolute error, e/A^3 (mu_B/A^3 for the magnetization).
+
+    Raises:
+        InputError: neither is given, or one is negative or not a number.
+    """
+
+    nmae: float | None = 0.1
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.nmae is None and self.max_error is None:
+            raise InputError("a tolerance needs an NMAE or a largest error")
+        for name, value in (("NMAE", self.nmae), ("largest error", self.max_error)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"tolerance: the {name} is {value}; give a number of 0 or more")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """An encoded density with the errors of what it decodes to.
+
+    Attributes:
+        data: the bytes.
+        method: "crystal", "grid" or "lossless"; of the density and of the magnetization's
+            components, where they differ, joined by "+".
+        error: of the decoded density on the source's grid.
+        magnetization_nmae: the largest over the magnetization's components, %, None without one.
+    """
+
+    data: bytes
+    method: str
+    error: DensityError
+    magnetization_nmae: float | None = None
+
+
+def encode(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payload:
+    """The shortest payload within the tolerance, with its errors as decoded.
+
+    Electrons are kept to 1e-9.
+
+    Args:
+        density: with or without magnetization.
+        tolerance: by default an NMAE of 0.1 %.
+
+    Raises:
+        InputError: the density is zero everywhere.
+    """
+    tolerance = tolerance or Tolerance()
+    structure, size = density.structure, float(np.abs(density.values).mean())
+    if size == 0.0:
+        raise InputError("the density is zero everywhere")
+    fields = [_encode(density.values, structure, _limits(tolerance, size), generic=False)]
+    spins = () if density.magnetization is None else density.magnetization
+    for spin in spins:
+        of_spin = _limits(tolerance, max(float(np.abs(spin).mean()), _NEGLIGIBLE * size))
+        fields.append(_encode(spin, structure, of_spin, generic=True))
+    data = _packed(fields, density)
+    back = decode(data, structure)
+    names = dict.fromkeys(("lossless", "grid", "crystal")[min(tag, 2)] for tag, _ in fields)
+    return Payload(data, "+".join(names), compare(back, density), _spin_nmae(back, density))
+
+
+def decode(data: bytes, structure: Structure, grid: Grid | None = None) -> ChargeDensity:
+    """The density, and the magnetization if there was one, that a payload holds.
+
+    Args:
+        data: the payload.
+        structure: the crystal whose density was encoded, to the last digit.
+        grid: points along a, b, c; the source's by default, others by Fourier series.
+
+    Raises:
+        InputError: a grid that cannot be.
+        StoreError: the payload is damaged, of a later version, or of another structure.
+    """
+    own, fields = _unpacked(data, structure)
+    values = []
+    for tag, body in fields:
+        if tag >= _CRYSTAL:
+            field = decode_field(body, structure, own, tag - _CRYSTAL + 1)
+        else:
+            field = _exact(body, own) if tag == _LOSSLESS else _from_grid(body, own)
+        values.append(field if grid is None else fourier_resample(field, grid))
+    return ChargeDensity(values[0], structure, np.stack(values[1:]) if values[1:] else None)
+
+
+def _limits(tolerance: Tolerance, size: float) -> Limits:
+    nmae, largest = tolerance.nmae, tolerance.max_error
+    return Limits(
+        mean_error=math.inf if nmae is None else nmae / 100.0 * size,
+        max_error=math.inf if largest is None else largest,
+    )
+
+
+def _spin_nmae(back: ChargeDensity, density: ChargeDensity) -> float | None:
+    """The largest NMAE of the components that are not zero everywhere, %."""
+    if density.magnetization is None or back.magnetization is None:
+        return None
+    sizes = np.abs(density.magnetization).sum(axis=(1, 2, 3))
+    errors = np.abs(back.magnetization - density.magnetization).sum(axis=(1, 2, 3))
+    return float((100.0 * errors / np.where(sizes == 0.0, 1.0, sizes)).max())
+
+
+# ---------------------------------------------------------------------- one field
+
+
+def _encode(
+    values: NDArray[np.float64], structure: Structure, limits: Limits, *, generic: bool
+) -> tuple[int, bytes]:
+    """The shortest body of a field, and the tag that says how it is written."""
+    candidates: list[tuple[int, bytes]] = []
+    if limits.mean_error > 0 and limits.max_error > 0:
+        try:
+            body = encode_field(values, structure, limits, generic=generic)
+            candidates.append((_CRYSTAL + LATEST - 1, body))
+        except NotReachedError:
+            pass
+        if not candidates or len(candidates[0][1]) > values.size // 4:
+            candidates += [(_GRID, body) for body in _on_grid(values, limits)]
+    if not candidates or len(candidates[0][1]) > values.size:
+        candidates.append((_LOSSLESS, _planes(np.ascontiguousarray(values, dtype="<f8"))))
+    return min(candidates, key=lambda candidate: len(candidate[1]))
+
+
+def _on_grid(values: NDArray[np.float64], limits: Limits) -> Iterator[bytes]:
+    """The values as multiples of a step, each less what its neighbours predict; none if too large.
+
+    The prediction is Lorenzo's: differences along a, b and c in turn, in whole numbers.
+    """
+    step = min(4.0 * limits.mean_error, 2.0 * limits.max_error) * (1 - 2.0**-20)
+    for _ in range(40):
+        if float(np.abs(values).max()) / step >= 2.0**60:
+            return
+        rounded = np.rint(values / step).astype(np.int64)
+        mean = float(values.mean())
+        if limits.share(_shifted(rounded, step, mean) - values) <= 1.0:
+            for axis in range(3):
+                rounded = np.diff(rounded, axis=axis, prepend=0)
+            zigzag = (rounded << 1) ^ (rounded >> 63)
+            width = next(w for w in (1, 2, 4, 8) if int(zigzag.max()) < 2 ** (8 * w))
+            head = struct.pack("<ddB", step, mean, width)
+            yield head + _planes(zigzag.astype(f"<u{width}"))
+            return
+        step *= 0.9
+
+
+def _shifted(rounded: NDArray[np.int64], step: float, mean: float) -> NDArray[np.float64]:
+    field = np.multiply(rounded, step, dtype=np.float64)
+    field += mean - field.mean()
+    return field
+
+
+def _from_grid(body: bytes, grid: Grid) -> NDArray[np.float64]:
+    try:
+        step, mean, width = struct.unpack_from("<ddB", body)
+        zigzag = _from_planes(body[17:], grid, f"<u{width}").astype(np.uint64)
+    except (struct.error, TypeError) as error:
+        raise StoreError(f"a payload is damaged ({error})") from error
+    rounded = (zigzag >> np.uint64(1)).astype(np.int64) ^ -(zigzag & np.uint64(1)).astype(np.int64)
+    for axis in range(3):
+        rounded = rounded.cumsum(axis=axis)
+    return _shifted(rounded, step, mean)
+
+
+def _exact(body: bytes, grid: Grid) -> NDArray[np.float64]:
+    return _from_planes(body, grid, "<f8").astype(np.float64)
+
+
+def _planes(values: NDArray[np.generic]) -> bytes:
+    """Zstandard of the first bytes of all values, then the second bytes ..."""
+    size = values.dtype.itemsize
+    planes = np.frombuffer(values.tobytes(), np.uint8).reshape(-1, size).T
+    return bytes(compress(planes.tobytes(), _ZSTD_LEVEL))
+
+
+def _from_planes(body: bytes, grid: Grid, dtype: str) -> NDArray[np.generic]:
+    size = np.dtype(dtype).itemsize
+    expected = math.prod(grid) * size
+    try:
+        planes = np.empty(expected, np.uint8)
+        found = decompress(body, planes)
+    except (RuntimeError, ValueError) as error:
+        raise StoreError(f"a payload is damaged ({error})") from error
+    if len(found) != expected:
+        raise StoreError("a payload is damaged: it does not fill its grid")
+    return np.frombuffer(planes.reshape(size, -1).T.tobytes(), dtype).reshape(grid)
+
+
+# ---------------------------------------------------------------------- bytes
+
+
+def _packed(fields: list[tuple[int, bytes]], density: ChargeDensity) -> bytes:
+    """Version, checksum of what follows and of the species, grid, number of fields, fields."""
+    parts = [_varint(n) for n in (*density.grid, len(fields))]
+    for index, (tag, body) in enumerate(fields):
+        parts.append(_varint(tag))
+        if index < len(fields) - 1:
+            parts.append(_varint(len(body)))
+        parts.append(body)
+    content = b"".join(parts)
+    return struct.pack("<BI", PAYLOAD_VERSION, _checksum(content, density.structure)) + content
+
+
+def _checksum(content: bytes, structure: Structure) -> int:
+    return zlib.crc32(content, zlib.crc32(" ".join(structure.species).encode()))
+
+
+def _unpacked(data: bytes, structure: Structure) -> tuple[Grid, list[tuple[int, bytes]]]:
+    """The grid and the fields of a payload."""
+    if len(data) < 5:
+        raise StoreError("a payload is damaged: it is too short")
+    version, checksum = struct.unpack_from("<BI", data)
+    if version != PAYLOAD_VERSION:
+        raise StoreError(
+            f"a payload is of version {version}; this chgdb reads {PAYLOAD_VERSION}: "
+            "pip install --upgrade chgdb"
+        )
+    content = data[5:]
+    if _checksum(content, structure) != checksum:
+        raise StoreError("a payload is damaged, or of another structure (checksum)")
+    try:
+        (n1, n2, n3, n_fields), position = _varints(content, 0, 4)
+        if min(n1, n2, n3) < 1 or n1 * n2 * n3 > _MOST_POINTS or n_fields not in (1, 2, 4):
+            raise StoreError("a payload is damaged: its grid cannot be")
+        fields = []
+        for index in range(n_fields):
+            (tag,), position = _varints(content, position, 1)
+            stop = len(content)
+            if index < n_fields - 1:
+                (length,), position = _varints(content, position, 1)
+                stop = position + length
+            fields.append((tag, content[position:stop]))
+            position = stop
+    except IndexError as error:
+        raise StoreError("a payload is damaged: it ends too early") from error
+    return (n1, n2, n3), fields
+
+
+def _varint(number: int) -> bytes:
+    """LEB128: seven bits a byte, the lowest first; the high bit says that more follow."""
+    out = bytearray()
+    while True:
+        number, low = divmod(number, 128)
+        out.append(low | (128 if number else 0))
+        if not number:
+            return bytes(out)
+
+
+def _varints(content: bytes, position: int, n: int) -> tuple[list[int], int]:
+    numbers = []
+    for _ in range(n):
+        number, place = 0, 0
+        while True:
+            byte = content[position]
+            position += 1
+            number |= (byte & 127) << place
+            place += 7
+            if byte < 128:
+                break
+        numbers.append(number)
+    return numbers, position
