@@ -11,7 +11,6 @@ docs/codec.md has the mathematics and the order of the numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,18 +22,17 @@ from numpy.typing import NDArray
 from chgdb.density import Grid, Structure
 from chgdb.entropy import Reader, Writer, bits
 from chgdb.errors import StoreError
-from chgdb.library import LATEST, LIBRARY_L, Atom, Library, load_library
-from chgdb.multipoles import (
-    GAUSSIANS,
-    POWERS,
-    SphereFunctions,
-    angular,
-    nearest_distances,
-    radial,
-    sites,
-    sphere_transform,
+from chgdb.expansion import G_UNIT, WORTHWHILE, Expansion, Plan
+from chgdb.groups import (
+    MOST_GENERATORS,
+    N_ROTATIONS,
+    describe,
+    group_from,
+    groups_of,
+    n_targets,
 )
-from chgdb.stars import Operations, Stars, closure, find_operations, generators, reciprocal_metric
+from chgdb.library import LATEST, LIBRARY_L, load_library
+from chgdb.stars import Stars, reciprocal_metric
 
 __all__ = ["Limits", "NotReachedError", "decode_field", "encode_field"]
 
@@ -44,24 +42,11 @@ _FIRST_STEP = 48
 
 _N_STEPS = 640
 
-_MODE_STEP = 1.5
-"""Step of an amplitude over that of a wave, for equal mean square: the error of a mode is peaked
-at a nucleus, so it weighs less in the mean absolute error."""
-
-_WORTHWHILE = 0.3
-"""A mode whose expected amplitude is less than this part of its step is left out."""
-
-_RADIUS_SHARE = 0.49
-"""Of the distance to the nearest neighbour, which spheres do not exceed."""
-
-_G_UNIT = 0.25
-"""Of the radius of the sphere of waves, 1/Angstrom."""
-
 _N_G = 1024
 _MODE_SCALES = tuple(2.0**k for k in range(-2, 6))
 _FIRST_BAND = 16
-_MEAN_BITS = 31
-"""The mean is kept to 2^-31 of itself."""
+_MEAN_BITS = 29
+"""The mean is kept to 2^-29 of itself."""
 
 _SMALL = 500_000
 """Points of a grid up to which more than one way is tried to the end."""
@@ -74,211 +59,12 @@ _FINEST = 0.1
 
 _BAND_RANGE = range(-8, 16)
 _BAND_DEVIATION = 1.0
-_SIZE_IN_STEPS = 64.0
-"""A field whose mean is small is taken to be of this size, to expect its waves."""
-
 _ROUNDING = (0.42, 0.36, 0.30)
 """What is added before rounding down a wave: the less, the fewer and the cheaper; tried in turn."""
 
 
 class NotReachedError(Exception):
     """No step, however small, brings the error of a field within the tolerance."""
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What decides how a field is written, beside its numbers.
-
-    Attributes:
-        grid: points along a, b, c.
-        operations: under which the field is unchanged.
-        g_index: waves up to |G| = index / 4 1/Angstrom; 0 for none.
-        l_max: of the functions about atoms; -1 for none.
-        generic: whether the generic atom stands for every element.
-        sampled: whether functions inside spheres are taken on the points of the grid, as codes do
-            on their own grid, not as integrals up to |G|, as on one that was interpolated.
-    """
-
-    grid: Grid
-    operations: Operations
-    g_index: int
-    l_max: int
-    generic: bool
-    sampled: bool
-
-
-@dataclass(frozen=True, eq=False)
-class _Term:
-    """A combination of harmonics of a site, with its modes: amplitudes that are told apart."""
-
-    site: int
-    l: int
-    function: int
-    atom: Atom
-    modes: NDArray[np.float64]
-    deviations: NDArray[np.float64]
-
-
-class _Model:
-    """The functions of a plan on the stars of its grid."""
-
-    def __init__(self, structure: Structure, plan: Plan, library: Library) -> None:
-        self.structure = structure
-        self.plan = plan
-        self.library = library
-        self.volume = _volume(structure)
-        self.stars = Stars(structure, plan.grid, plan.operations, plan.g_index * _G_UNIT)
-        self.sites = sites(structure, plan.operations, plan.l_max) if plan.l_max >= 0 else []
-        self.atoms = [library.atom(site.element, generic=plan.generic) for site in self.sites]
-
-    def expected_waves(self, mean: float, step: float) -> NDArray[np.float64]:
-        """Expected sizes of the rounded waves, before the factors of the bands."""
-        size = max(abs(mean), _SIZE_IN_STEPS * step)
-        return self._relative_waves * (size / step)
-
-    @cached_property
-    def _relative_waves(self) -> NDArray[np.float64]:
-        g = self.stars.per_coefficient(self.stars.g)
-        return np.sqrt(self.library.residual_at(g) / self.volume)
-
-    def n_modes(self, step: float) -> int:
-        """Modes that are worth their bits at a step."""
-        return sum(len(term.deviations) for term in self.terms(step))
-
-    def amplitude_step(self, step: float, site: int) -> float:
-        """The step of amplitudes at a site, sqrt(e^2/A^3)."""
-        return _MODE_STEP * step * math.sqrt(self.volume / len(self.sites[site].atoms))
-
-    def terms(self, step: float) -> Iterator[_Term]:
-        """The terms with the modes that are worth their bits at a step."""
-        for index, (site, atom) in enumerate(zip(self.sites, self.atoms, strict=True)):
-            least = _WORTHWHILE * self.amplitude_step(step, index)
-            for l in range(self.plan.l_max + 1):
-                kept = atom.deviations[l] > least
-                for function in range(site.harmonics[l].shape[1]):
-                    yield _Term(
-                        index, l, function, atom, atom.modes[l][kept], atom.deviations[l][kept]
-                    )
-
-    def deviations(self, step: float) -> NDArray[np.float64]:
-        """Expected sizes of the rounded amplitudes, in their order."""
-        parts = [t.deviations / self.amplitude_step(step, t.site) for t in self.terms(step)]
-        return np.concatenate([*parts, np.zeros(0)])
-
-    def field(
-        self, mean: float, step: float, amplitudes: NDArray[np.int64], waves: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """The field that the numbers stand for.
-
-        Args:
-            mean: of the field.
-            step: of a wave.
-            amplitudes: one per mode, in steps.
-            waves: coefficients of the first stars, in steps.
-        """
-        coefficients = np.zeros(self.stars.n_coefficients)
-        coefficients[: len(waves)] = waves * step
-        total = self.stars.to_complex(coefficients)
-        spheres = np.zeros(self.plan.grid)
-        position = 0
-        for term in self.terms(step):
-            n = len(term.modes)
-            steps = amplitudes[position : position + n]
-            position += n
-            weights = (steps * self.amplitude_step(step, term.site)) @ term.modes
-            if term.l == 0:
-                weights = weights + term.atom.mean
-                inside = weights[len(GAUSSIANS[0]) :]
-                if self.plan.sampled:
-                    spheres += self._spheres[term.site].field(inside)
-                else:
-                    total += self._transforms[term.site] @ inside
-            if weights.any():
-                smooth = self._radial[term.l] @ weights[: len(GAUSSIANS[term.l])]
-                total += self._angular[term.site, term.l][:, term.function] * smooth
-        field = self.stars.field_from_complex(total) + spheres
-        field += mean - field.mean()
-        return field
-
-    def columns(self, step: float) -> NDArray[np.float64]:
-        """Shape (coefficient, mode): what a unit amplitude of each mode gives."""
-        found = []
-        for term in self.terms(step):
-            n = len(GAUSSIANS[term.l])
-            angle = self._angular[term.site, term.l][:, term.function]
-            smooth = self._radial[term.l] @ term.modes[:, :n].T
-            column = self.stars.from_complex(angle[:, None] * smooth)
-            if term.l == 0:
-                column = column + self._sphere_columns[term.site] @ term.modes[:, n:].T
-            found.append(column)
-        return np.concatenate([*found, np.zeros((self.stars.n_coefficients, 0))], axis=1)
-
-    @cached_property
-    def base(self) -> NDArray[np.float64]:
-        """Coefficients of the mean atoms."""
-        total = np.zeros(self.stars.n_coefficients)
-        n = len(GAUSSIANS[0])
-        for index, atom in enumerate(self.atoms):
-            if atom.mean.any():
-                angle = self._angular[index, 0][:, 0]
-                total += self.stars.from_complex(angle * (self._radial[0] @ atom.mean[:n]))
-                total += self._sphere_columns[index] @ atom.mean[n:]
-        return total
-
-    @cached_property
-    def _radial(self) -> list[NDArray[np.float64]]:
-        return [radial(l, self.stars.g) for l in range(self.plan.l_max + 1)]
-
-    @cached_property
-    def _angular(self) -> dict[tuple[int, int], NDArray[np.complex128]]:
-        return {
-            (index, l): angular(self.structure, self.stars, site, l)
-            for index, site in enumerate(self.sites)
-            for l in range(self.plan.l_max + 1)
-        }
-
-    @cached_property
-    def _radii(self) -> list[float]:
-        nearest = nearest_distances(self.structure)
-        return [
-            min(atom.radius, _RADIUS_SHARE * float(nearest[site.atoms[0]]))
-            for site, atom in zip(self.sites, self.atoms, strict=True)
-        ]
-
-    @cached_property
-    def _spheres(self) -> list[SphereFunctions]:
-        return [
-            SphereFunctions(self.structure, self.plan.grid, site, radius)
-            for site, radius in zip(self.sites, self._radii, strict=True)
-        ]
-
-    @cached_property
-    def _transforms(self) -> list[NDArray[np.complex128]]:
-        """Per site, shape (star, power): F(h) of a unit amplitude inside the spheres."""
-        found = []
-        for site, radius in zip(self.sites, self._radii, strict=True):
-            phase = np.zeros(len(self.stars.h), dtype=np.complex128)
-            for atom in site.atoms:
-                phase += np.exp(-2j * np.pi * (self.stars.h @ self.structure.frac_coords[atom]))
-            found.append(phase[:, None] * sphere_transform(self.stars.g, radius) / self.volume)
-        return found
-
-    @cached_property
-    def _sphere_columns(self) -> list[NDArray[np.float64]]:
-        """Per site, shape (coefficient, power): what a unit amplitude inside the spheres gives."""
-        if not self.plan.sampled:
-            return [self.stars.from_complex(transform) for transform in self._transforms]
-        units = np.eye(len(POWERS))
-        return [
-            np.stack([self.stars.coefficients(spheres.field(unit)) for unit in units], axis=1)
-            for spheres in self._spheres
-        ]
-
-
-def _volume(structure: Structure) -> float:
-    """Cell volume in single IEEE operations, A^3."""
-    (a, b, c), (d, e, f), (g, h, i) = structure.lattice.tolist()
-    return float(abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)))
 
 
 # ---------------------------------------------------------------------- encoding
@@ -347,19 +133,20 @@ def encode_field(
     grid = (values.shape[0], values.shape[1], values.shape[2])
     is_small = values.size <= _SMALL
     g_index = _g_index(values, structure, 0.4 * limits.rms)
-    for operations in _groups(values, structure, symprec, limits.rms):
+    kinds = [(False, is_small), (False, False), (True, False)]
+    kinds = [(other, sampled) for other, sampled in dict.fromkeys(kinds) if other or not generic]
+    for operations in groups_of(values, structure, symprec, limits.rms):
         fits = []
-        for other, sampled in ((False, is_small), (False, False), (True, False)):
-            if generic and not other:
-                continue
+        stars = Stars(structure, grid, operations, g_index * G_UNIT)
+        for other, sampled in kinds:
             for l_max in (LIBRARY_L, 2, 0, -1):
                 plan = Plan(grid, operations, g_index, l_max, other, sampled and l_max >= 0)
-                model = _Model(structure, plan, library)
+                model = Expansion(structure, plan, library, stars)
                 modes = model.n_modes(_FINEST * limits.rms)
-                if modes**2 * model.stars.n_coefficients < _MOST_WORK:
+                if modes**2 * stars.n_coefficients < _MOST_WORK:
                     fits.append(_Fit(model, values, limits.rms))
                     break
-        fits.sort(key=lambda fit: fit.near(limits.rms).cost)
+        fits.sort(key=lambda fit: fit.start.cost)
         written = []
         for fit in fits[: 3 if is_small else 1]:
             with suppress(NotReachedError):
@@ -372,8 +159,9 @@ def encode_field(
 class _Fit:
     """A model fitted to a field, for any step."""
 
-    def __init__(self, model: _Model, values: NDArray[np.float64], rms: float) -> None:
+    def __init__(self, model: Expansion, values: NDArray[np.float64], rms: float) -> None:
         self.model = model
+        self._rms = rms
         self._target = model.stars.coefficients(values) - model.base
         self._mean, (self._whole, self._part) = _rounded_mean(float(values.mean()), model.volume)
         expected = model.expected_waves(self._mean, rms) * rms
@@ -391,7 +179,7 @@ class _Fit:
         self._gram = self._columns.T @ weighted
         self._moment = weighted.T @ self._target
 
-    def near(self, rms: float) -> _Numbers:
+    def _near(self, rms: float) -> _Numbers:
         """The numbers whose error on the stars is about an rms, by a search over the step."""
         low, high = 0, _N_STEPS - 1
         index = self._index(rms)
@@ -407,10 +195,15 @@ class _Fit:
             index = min(max(index + jump, low + 1), high - 1)
         return self._numbers(low, 0.38)
 
+    @cached_property
+    def start(self) -> _Numbers:
+        """The numbers at about the limit."""
+        return self._near(self._rms)
+
     def reach(self, values: NDArray[np.float64], limits: Limits) -> bytes:
         """The bytes within the limits, measured on what they decode to."""
         roundings = _ROUNDING if values.size <= _SMALL else _ROUNDING[:1]
-        start = self.near(limits.rms).step_index
+        start = self.start.step_index
         best: bytes | None = None
         for rounding in roundings:
             index, fits = start, -1
@@ -449,7 +242,7 @@ class _Fit:
             self._prepare(_FINEST * step)
         share = np.array([self.model.amplitude_step(step, s) for s in range(len(self.model.sites))])
         unit = share[self._sites]
-        kept = np.flatnonzero(self._deviations > _WORTHWHILE * unit)
+        kept = np.flatnonzero(self._deviations > WORTHWHILE * unit)
         if not len(kept):
             return np.zeros(0, dtype=np.int64), self._target
         # The largest are rounded first; those after them make up for their rounding.
@@ -458,22 +251,22 @@ class _Fit:
         gram = self._gram[np.ix_(order, order)] * np.outer(scale, scale) + np.eye(len(order))
         upper = np.linalg.cholesky(gram).T
         moment = np.linalg.solve(upper.T, self._moment[order] * scale)
-        unit_scaled = unit[order] / scale
-        rounded = np.zeros(len(order))
-        for k in range(len(order) - 1, -1, -1):
-            value = (moment[k] - upper[k, k + 1 :] @ (rounded * unit_scaled)[k + 1 :]) / upper[k, k]
-            steps = value / unit_scaled[k]
-            rounded[k] = math.copysign(math.floor(abs(steps) + 0.46), steps)
+        step_of_scaled = unit[order] / scale
+        settled = np.zeros(len(order))
         amplitudes = np.zeros(len(self._deviations))
-        amplitudes[order] = rounded
-        rest = self._target - self._columns[:, order] @ (rounded * unit[order])
+        for k in range(len(order) - 1, -1, -1):
+            best = (moment[k] - upper[k, k + 1 :] @ settled[k + 1 :]) / upper[k, k]
+            steps = best / step_of_scaled[k]
+            amplitudes[order[k]] = math.copysign(math.floor(abs(steps) + 0.46), steps)
+            settled[k] = amplitudes[order[k]] * step_of_scaled[k]
+        rest = self._target - self._columns @ (amplitudes * unit)
         return amplitudes[kept].astype(np.int64), rest
 
     def _rounded(
         self, index: int, rounding: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Amplitudes, waves and the error of the coefficients at a step."""
-        step = step_of(index)
+        step = _step_of(index)
         amplitudes, rest = self._solve(step)
         waves = (np.sign(rest) * np.floor(np.abs(rest) / step + rounding)).astype(np.int64)
         return amplitudes, waves, rest - waves * step
@@ -483,7 +276,7 @@ class _Fit:
 
     def _numbers(self, index: int, rounding: float) -> _Numbers:
         amplitudes, waves, _ = self._rounded(index, rounding)
-        step = step_of(index)
+        step = _step_of(index)
         deviations = self.model.deviations(step)
         costs = [bits(amplitudes, deviations * scale) for scale in _MODE_SCALES]
         mode_scale = int(np.argmin(costs))
@@ -499,7 +292,7 @@ class _Fit:
         return _Numbers(index, mode_scale, amplitudes, np.array(bands, np.int64), waves, cost)
 
     def _decoded(self, numbers: _Numbers) -> NDArray[np.float64]:
-        step = step_of(numbers.step_index)
+        step = _step_of(numbers.step_index)
         return self.model.field(self._mean, step, numbers.amplitudes, numbers.waves)
 
     def _write(self, numbers: _Numbers) -> bytes:
@@ -508,7 +301,7 @@ class _Fit:
         writer.integer(self._whole)
         writer.integer(self._part)
         writer.uniform(numbers.step_index, _N_STEPS)
-        step = step_of(numbers.step_index)
+        step = _step_of(numbers.step_index)
         if len(numbers.amplitudes):
             writer.uniform(numbers.mode_scale, len(_MODE_SCALES))
         scale = _MODE_SCALES[numbers.mode_scale]
@@ -523,7 +316,7 @@ class _Fit:
 # ---------------------------------------------------------------------- shared
 
 
-def step_of(index: int) -> float:
+def _step_of(index: int) -> float:
     """The step of waves, e/A^3."""
     return float(2.0 ** (index / _STEPS_PER_OCTAVE - _FIRST_STEP))
 
@@ -547,7 +340,7 @@ def _wave_scales(
 
 
 def _rounded_mean(mean: float, volume: float) -> tuple[float, tuple[int, int]]:
-    """A mean as it is stored: its integral over the cell, a whole number and 2^-31 parts of it."""
+    """A mean as it is stored: its integral over the cell, as a whole number and a fraction."""
     total = mean * volume
     whole = round(total)
     unit = _mean_unit(whole)
@@ -576,7 +369,7 @@ def _g_index(values: NDArray[np.float64], structure: Structure, rms: float) -> i
         y = frequencies[1][:, None]
         square = x * x * metric[0][0] + y * y * metric[1][1] + z * z * metric[2][2]
         square = square + 2 * (x * y * metric[0][1] + x * z * metric[0][2] + y * z * metric[1][2])
-        index = np.minimum(2 * np.pi * np.sqrt(square) / _G_UNIT, _N_G - 1).astype(np.int64)
+        index = np.minimum(2 * np.pi * np.sqrt(square) / G_UNIT, _N_G - 1).astype(np.int64)
         tail += np.bincount(index.ravel(), power[i].ravel(), minlength=_N_G + 1)
     outside = tail[::-1].cumsum()[::-1]
     largest = int(np.flatnonzero(tail)[-1]) + 1 if tail.any() else 0
@@ -584,127 +377,12 @@ def _g_index(values: NDArray[np.float64], structure: Structure, rms: float) -> i
     return min(int(enough[0]) if len(enough) else largest, largest, _N_G - 1)
 
 
-# ---------------------------------------------------------------------- symmetry
-
-
-def _groups(
-    values: NDArray[np.float64], structure: Structure, symprec: float, rms: float
-) -> Iterator[Operations]:
-    """Groups to try: that of the structure as far as the field has it, then P1."""
-    found = find_operations(structure, symprec)
-    if len(found) > 1:
-        holds = _held(values, found, rms)
-        if not holds.all():
-            # Operations that hold form a group; spglib's list is closed, so a product is in it.
-            chosen = np.flatnonzero(holds)
-            found = Operations(found.rotations[chosen], found.translations[chosen])
-        with suppress(ValueError):
-            group = _as_written(structure, found)
-            if 1 < len(group) <= len(found):
-                yield group
-    yield Operations.identity()
-
-
-def _held(values: NDArray[np.float64], operations: Operations, rms: float) -> NDArray[np.bool_]:
-    """Which operations leave the strongest coefficients of a field as they are."""
-    grid = (values.shape[0], values.shape[1], values.shape[2])
-    spectrum = np.fft.rfftn(values) / values.size
-    strongest = np.argsort(-np.abs(spectrum), axis=None, kind="stable")[:_STRONGEST]
-    h = np.stack(np.unravel_index(strongest, spectrum.shape), axis=1)
-    h = h - np.where(h > np.array(grid) // 2, grid, 0)
-    limits = [(n - 1) // 2 for n in grid]
-    h = h[(np.abs(h) <= limits).all(axis=1)]
-
-    def at(vectors: NDArray[np.int64]) -> NDArray[np.complex128]:
-        mirrored = vectors[:, 2] < 0
-        index = np.where(mirrored[:, None], -vectors, vectors)
-        found: NDArray[np.complex128] = spectrum[
-            index[:, 0] % grid[0], index[:, 1] % grid[1], index[:, 2]
-        ]
-        return np.where(mirrored, found.conj(), found)
-
-    own = at(h)
-    holds = []
-    for rotation, shift in zip(operations.rotations, operations.translations, strict=True):
-        member = h @ rotation
-        inside = (np.abs(member) <= limits).all(axis=1)
-        turned = own[inside] * np.exp(2j * np.pi * (h[inside] @ shift))
-        holds.append(np.linalg.norm(at(member[inside]) - turned) <= 0.5 * rms)
-    return np.array(holds)
-
-
-def _reference(structure: Structure) -> tuple[int, list[int]]:
-    """The atom that says where operations lead, and those it may lead to: of the rarest element."""
-    counts = structure.composition
-    element = min(counts, key=lambda symbol: (counts[symbol], structure.species.index(symbol)))
-    atoms = [i for i, symbol in enumerate(structure.species) if symbol == element]
-    return atoms[0], atoms
-
-
-def _as_written(structure: Structure, operations: Operations) -> Operations:
-    """A group with the translations that its generators have after they were written and read.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
-    return _group(structure, _described(structure, operations))
-
-
-def _described(structure: Structure, operations: Operations) -> list[tuple[int, int]]:
-    """Generators as the number of the rotation and the position of the atom they lead to.
-
-    The number is sum of (element of W + 1) 3^k over the elements, row by row.
-    """
-    first, candidates = _reference(structure)
-    coords = structure.frac_coords
-    described = []
-    for index in generators(operations):
-        rotation, shift = operations.rotations[index], operations.translations[index]
-        if np.abs(rotation).max() > 1:
-            raise ValueError("a rotation that is not written")
-        apart = rotation @ coords[first] + shift - coords[candidates]
-        apart -= np.rint(apart)
-        target = int(np.linalg.norm(apart @ structure.lattice, axis=1).argmin())
-        digits = (rotation.ravel() + 1).tolist()
-        described.append((sum(d * 3**k for k, d in enumerate(digits)), target))
-    if len(described) > _MOST_GENERATORS:
-        raise ValueError("too many generators")
-    return described
-
-
-def _group(structure: Structure, described: list[tuple[int, int]]) -> Operations:
-    """The group of described generators.
-
-    Raises:
-        ValueError: they are of no crystal.
-    """
-    if not described:
-        return Operations.identity()
-    first, candidates = _reference(structure)
-    coords = structure.frac_coords
-    rotations, shifts = [], []
-    for number, target in described:
-        rotation = np.array([number // 3**k % 3 - 1 for k in range(9)]).reshape(3, 3)
-        if abs(round(float(np.linalg.det(rotation)))) != 1:
-            raise ValueError("not a rotation")
-        rotations.append(rotation)
-        shifts.append((coords[candidates[target]] - rotation @ coords[first]) % 1.0)
-    return closure(np.array(rotations), np.array(shifts))
-
-
-_STRONGEST = 2048
-"""Coefficients on which operations are tried."""
-
-_MOST_GENERATORS = 7
-_N_ROTATIONS = 3**9
-
-
 def _write_plan(writer: Writer, structure: Structure, plan: Plan) -> None:
-    described = _described(structure, plan.operations)
-    writer.uniform(len(described), _MOST_GENERATORS + 1)
+    described = describe(structure, plan.operations)
+    writer.uniform(len(described), MOST_GENERATORS + 1)
     for number, target in described:
-        writer.uniform(number, _N_ROTATIONS)
-        writer.uniform(target, len(_reference(structure)[1]))
+        writer.uniform(number, N_ROTATIONS)
+        writer.uniform(target, n_targets(structure))
     writer.uniform(plan.g_index, _N_G)
     writer.uniform(plan.l_max + 1, LIBRARY_L + 2)
     if plan.l_max >= 0:
@@ -714,14 +392,14 @@ def _write_plan(writer: Writer, structure: Structure, plan: Plan) -> None:
 
 def _read_plan(reader: Reader, structure: Structure, grid: Grid) -> Plan:
     described = []
-    for _ in range(reader.uniform(_MOST_GENERATORS + 1)):
-        number = reader.uniform(_N_ROTATIONS)
-        described.append((number, reader.uniform(len(_reference(structure)[1]))))
+    for _ in range(reader.uniform(MOST_GENERATORS + 1)):
+        number = reader.uniform(N_ROTATIONS)
+        described.append((number, reader.uniform(n_targets(structure))))
     g_index = reader.uniform(_N_G)
     l_max = reader.uniform(LIBRARY_L + 2) - 1
     generic = l_max < 0 or bool(reader.uniform(2))
     sampled = l_max >= 0 and bool(reader.uniform(2))
-    return Plan(grid, _group(structure, described), g_index, l_max, generic, sampled)
+    return Plan(grid, group_from(structure, described), g_index, l_max, generic, sampled)
 
 
 # ---------------------------------------------------------------------- decoding
@@ -744,10 +422,10 @@ def decode_field(
     try:
         reader = Reader(data)
         plan = _read_plan(reader, structure, grid)
-        model = _Model(structure, plan, load_library(library))
+        model = Expansion(structure, plan, load_library(library))
         whole, part = reader.integer(), reader.integer()
         mean = _mean_from(whole, part, model.volume)
-        step = step_of(reader.uniform(_N_STEPS))
+        step = _step_of(reader.uniform(_N_STEPS))
         deviations = model.deviations(step)
         scale = _MODE_SCALES[reader.uniform(len(_MODE_SCALES))] if len(deviations) else 1.0
         amplitudes = reader.numbers(deviations * scale)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 
 import constriction
 import numpy as np
@@ -17,14 +19,16 @@ from numpy.typing import NDArray
 
 from chgdb.errors import StoreError
 
-__all__ = ["Reader", "Writer", "bits"]
+__all__ = ["Reader", "Writer", "bits", "tables"]
 
 _LARGEST = 15
 _ESCAPE = 2 * _LARGEST + 1
 """Symbols 0...30 are the numbers -15...15; 31 says that a larger one follows."""
 
 _N_TABLES = 22
-_FIRST_SCALE = 2.0**-4.5
+_FIRST_SCALE = 2.0**-4.4
+"""Such that round scales are well inside a table, not between two, where rounding would choose."""
+
 _SCALES_PER_OCTAVE = 3
 
 _PIECE = 16
@@ -34,7 +38,7 @@ _PIECE = 16
 def tables() -> NDArray[np.float64]:
     """Shape (22, 32): probabilities of the symbols, in steps of 2^-16.
 
-    Of the logistic distribution of standard deviation 2^(t/3 - 4.5), rounded to whole numbers, with
+    Of the logistic distribution of standard deviation 2^(t/3 - 4.4), rounded to whole numbers, with
     1/1024 for what is larger than that allows.
     """
     weights = np.zeros((_N_TABLES, _ESCAPE + 1))
@@ -81,13 +85,19 @@ class Writer:
 
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
+        self._written: list[tuple[NDArray[np.int32], Any]] = []
+
+    def _encode(self, symbols: NDArray[np.int32], model: Any) -> None:
+        self._coder.encode(symbols, model)
+        self._written.append((symbols, model))
 
     def uniform(self, number: int, size: int) -> None:
         """A number from 0 to size - 1, all alike probable; size is at most 2^24."""
         if not 0 <= number < size:
             raise ValueError(f"{number} is not below {size}")
         if size > 1:
-            self._coder.encode(number, constriction.stream.model.Uniform(size))
+            symbols = np.array([number], dtype=np.int32)
+            self._encode(symbols, constriction.stream.model.Uniform(size))
 
     def natural(self, number: int) -> None:
         """Any whole number from 0: groups of 4 bits, the lowest first, and whether more follow."""
@@ -108,18 +118,42 @@ class Writer:
         symbol = np.where(np.abs(high) <= _LARGEST, high + _LARGEST, _ESCAPE).astype(np.int32)
         for t in np.unique(table):
             model = constriction.stream.model.Categorical(tables()[t], perfect=False)
-            self._coder.encode(symbol[table == t], model)
+            self._encode(symbol[table == t], model)
         for chosen, place, width in _pieces(shift):
             piece = (numbers[chosen] >> place) & ((1 << width) - 1)
-            self._coder.encode(
-                piece.astype(np.int32), constriction.stream.model.Uniform(1 << width)
-            )
+            self._encode(piece.astype(np.int32), constriction.stream.model.Uniform(1 << width))
         for number in high[symbol == _ESCAPE].tolist():
             self.integer(number)
 
     def getvalue(self) -> bytes:
-        """Everything written: little-endian words of 32 bits, less the zero bytes at the end."""
-        return bytes(self._coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
+        """Everything written: big-endian words of 32 bits, less the zero bytes at the end.
+
+        The end may be any number of a range; the one with most zero bytes at its end is taken.
+        """
+        data: bytes = self._coder.get_compressed().astype(">u4").tobytes()
+        head, end = data[:-8], data[-8:]
+        for zeros in range(len(end), 0, -1):
+            low = int.from_bytes(end) >> (8 * zeros)
+            for last in (low, low + 1):
+                with suppress(OverflowError):  # no bytes are left to carry into
+                    shorter = head + last.to_bytes(len(end) - zeros)
+                    if self._is_read_from(shorter):
+                        return shorter.rstrip(b"\0")
+        return data.rstrip(b"\0")
+
+    def _is_read_from(self, data: bytes) -> bool:
+        coder = constriction.stream.queue.RangeDecoder(_words(data))
+        try:
+            return all(
+                np.array_equal(coder.decode(model, len(symbols)), symbols)
+                for symbols, model in self._written
+            )
+        except AssertionError:  # what constriction raises for words that mean nothing
+            return False
+
+
+def _words(data: bytes) -> NDArray[np.uint32]:
+    return np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
 
 
 class Reader:
@@ -130,8 +164,7 @@ class Reader:
     """
 
     def __init__(self, data: bytes) -> None:
-        words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
-        self._coder = constriction.stream.queue.RangeDecoder(words)
+        self._coder = constriction.stream.queue.RangeDecoder(_words(data))
 
     def uniform(self, size: int) -> int:
         if size <= 1:

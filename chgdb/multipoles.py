@@ -136,8 +136,7 @@ def _turned(l: int, rotations: NDArray[np.float64]) -> NDArray[np.float64]:
 @lru_cache
 def _inverse_harmonics(l: int) -> NDArray[np.float64]:
     """What gives the coefficients of a function from its values at the sample points."""
-    inverse: NDArray[np.float64] = np.linalg.pinv(real_harmonics(l, _sample_points()))
-    return inverse
+    return np.asarray(np.linalg.pinv(real_harmonics(l, _sample_points())), dtype=np.float64)
 
 
 @lru_cache(maxsize=1)
@@ -234,7 +233,11 @@ def angular(structure: Structure, stars: Stars, site: Site, l: int) -> NDArray[n
 def nearest_distances(structure: Structure) -> NDArray[np.float64]:
     """Shape (atom,): the distance of each atom to its nearest neighbour or image, Angstrom."""
     coords, lattice = structure.frac_coords, structure.lattice
-    steps = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    # No neighbour is farther than the shortest lattice vector; |n_i| <= |r| |b_i| for an image.
+    longest = np.linalg.norm(lattice, axis=1).min()
+    reach = longest * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 0.5
+    ranges = [np.arange(-int(n), int(n) + 1) for n in reach]
+    steps = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
     shortest = np.full(len(coords), np.inf)
     for i, x in enumerate(coords):
         apart = coords - x

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from chgdb.density import Grid, Structure
 
-__all__ = ["Operations", "Stars", "closure", "find_operations", "generators"]
+__all__ = [
+    "Operations",
+    "Stars",
+    "closure",
+    "find_operations",
+    "generators",
+    "reciprocal_metric",
+]
 
 _WHOLE = 0.005
 """How far from a whole number h.w may be, so as to bear coordinates of 6 decimals."""

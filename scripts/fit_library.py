@@ -1,15 +1,16 @@
 """Learn the atom library of the archival codec from densities.
 
 usage: python scripts/fit_library.py DENSITIES... --output chgdb/libraries/atoms-1.npz
-       [--hold-out FILE|N | --fold K/N] [--processes N]
+       [--hold-out FILE|N | --fold K/N] [--processes N] [--source TEXT]
 
-Per element: the radius of the spheres in which codes smooth the density, the mean radial function of an
-atom, and modes, the ways it varies, by expectation maximisation. docs/codec.md ("How the library was
-learned") has the mathematics. The same densities give the same bytes, however many processes there
-are. Beside the library stands a card, JSON of the same name, that says what it was made from.
+Per element: the radius of the spheres in which codes smooth the density, the mean radial function
+of an atom, and modes, the ways it varies, by expectation maximisation. docs/codec.md ("How the
+library was learned") has the mathematics. The same densities give the same library, however many
+processes there are. Beside it stands a card, JSON of the same name, that says what it was made
+from.
 
-The columns of all densities lie in a temporary folder meanwhile (390 densities: 0.6 GB; set TMPDIR to
-put it elsewhere).
+The columns of all densities lie in a temporary folder meanwhile (390 densities: 0.7 GB; set TMPDIR
+to put it elsewhere).
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from rich.progress import track
 from scipy.linalg import qr, solve_triangular
 
 import chgdb
-from chgdb.crystal import _MODE_STEP, _RADIUS_SHARE, _WORTHWHILE
 from chgdb.density import ChargeDensity
 from chgdb.errors import ChgdbError
+from chgdb.expansion import _RADIUS_SHARE
 from chgdb.files import replacing
 from chgdb.formats import default_id, find_densities, read_density
 from chgdb.library import GENERIC, LIBRARY_L
@@ -69,9 +70,11 @@ class Settings:
     Attributes:
         symprec: how far an atom may be from its symmetric position, Angstrom.
         default_radius: of spheres where the densities do not tell, Angstrom.
-        least_radius: one that is found below this is the default one.
-        largest_ratio: the error of a fit with spheres over that without, above which the densities
-            do not tell the radius.
+        least_radius: the least that is told apart from the default one, Angstrom.
+        largest_ratio: squared error of a fit over that with the default radius, above which the
+            densities do not tell the radius.
+        room: part of an element's densities that may be too narrow for its spheres, which are
+            smaller there.
         scanned: densities per element in which radii are tried.
         largest_scan: of these, points of the grid times elements over operations, at most.
         iterations: of expectation maximisation.
@@ -81,30 +84,32 @@ class Settings:
         noise: root mean square over the mean density of what no mode should describe.
         noise_share: of its square that is assumed in all coefficients alike, in all iterations but
             the first.
-        finest: steps of waves over the mean density down to which modes are kept.
+        least_mode: deviation of a mode that is kept, over the smallest amplitude that gives any field
+            a root mean square of its mean density; 0.45 of a wave's step is what the codec uses.
         generic_scale: variances of the generic atom over those about zero of all elements.
     """
 
     symprec: float = 1e-3
     default_radius: float = 0.75
     least_radius: float = 0.80
-    largest_ratio: float = 0.9
-    scanned: int = 4
-    largest_scan: float = 12_000
+    largest_ratio: float = 0.95
+    room: float = 0.25
+    scanned: int = 10
+    largest_scan: float = 20_000
     iterations: int = 6
     prior_weight: float = 0.5
     first_deviation_0: float = math.sqrt(30.0)
     first_deviation: float = math.sqrt(0.3)
     noise: float = 4e-3
     noise_share: float = 0.3
-    finest: float = 3e-4
+    least_mode: float = 1.35e-4
     generic_scale: float = 4.0
 
 
 SETTINGS = Settings()
 
-RADII = np.round(np.arange(0.70, 1.565, 0.01), 2)
-"""Radii that are tried, Angstrom."""
+RADII = np.round(SETTINGS.default_radius + 0.03 * np.arange(28), 2)
+"""Radii that are tried, Angstrom, the default one first."""
 
 N_BINS = 40
 """Bins of |G|, 1/Angstrom wide, of the spectrum that the atoms leave."""
@@ -127,7 +132,7 @@ class Basis:
     samples: NDArray[np.float64]
 
     def __len__(self) -> int:
-        return self.functions.shape[1]
+        return int(self.functions.shape[1])
 
 
 _G = np.arange(0.005, 80.0, 0.01)
@@ -226,13 +231,12 @@ def survey(path: Path) -> Source:
 
 
 def tasks_of_scan(sources: Sequence[Source]) -> list[tuple[Path, tuple[str, ...]]]:
-    """Which elements to scan in which densities: those with the most room, then the smallest."""
+    """Which elements to scan in which densities: the cheapest ones of each element."""
     wanted: dict[Path, list[str]] = defaultdict(list)
-    small = [source for source in sources if source.cost <= SETTINGS.largest_scan]
+    cheap = sorted(sources, key=lambda source: (source.cost, source.id))
+    cheap = [source for source in cheap if source.cost <= SETTINGS.largest_scan]
     for element in elements_of(sources):
-        able = [source for source in small if element in source.reach]
-        roomy = {source.id: min(source.reach[element], float(RADII[-1])) for source in able}
-        able.sort(key=lambda source: (-roomy[source.id], source.cost, source.id))
+        able = [source for source in cheap if element in source.reach]
         for source in able[: SETTINGS.scanned]:
             wanted[source.path].append(element)
     return [(path, tuple(elements)) for path, elements in sorted(wanted.items())]
@@ -244,7 +248,7 @@ def elements_of(sources: Iterable[Source]) -> list[str]:
 
 
 def scan(task: tuple[Path, tuple[str, ...]]) -> dict[str, NDArray[np.float64]]:
-    """For each element and radius, the error of a fit with spheres over that without."""
+    """For each element and radius, the squared error of a fit over that with the default radius."""
     path, elements = task
     crystal = Crystal(path)
     n = crystal.stars.n_coefficients
@@ -261,16 +265,17 @@ def scan(task: tuple[Path, tuple[str, ...]]) -> dict[str, NDArray[np.float64]]:
     left, values, _ = np.linalg.svd(columns, full_matrices=False)
     span = left[:, values > 1e-6 * values[0]]
     rest = crystal.target - span @ (span.T @ crystal.target)
-    return {element: _ratios(crystal, element, span, rest) for element in elements}
+    errors = {element: _errors(crystal, element, span, rest) for element in elements}
+    return {element: error / error[0] for element, error in errors.items()}
 
 
-def _ratios(
+def _errors(
     crystal: Crystal, element: str, span: NDArray[np.float64], rest: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Shape (radius,): for spheres of at most this radius about all atoms of an element."""
+    """Shape (radius,): with spheres of at most this radius about all atoms of an element."""
     chosen = [i for i, site in enumerate(crystal.sites) if site.element == element]
     found: dict[tuple[float, ...], float] = {}
-    ratios = []
+    errors = []
     for radius in RADII:
         radii = tuple(min(float(radius), crystal.reach[site]) for site in chosen)
         if radii not in found:
@@ -279,29 +284,35 @@ def _ratios(
             columns -= span @ (span.T @ columns)
             unit, _ = np.linalg.qr(columns)
             left = rest - unit @ (unit.T @ rest)
-            found[radii] = float((left @ left) / (rest @ rest))
-        ratios.append(found[radii])
-    return np.array(ratios)
+            found[radii] = float(left @ left)
+        errors.append(found[radii])
+    return np.array(errors)
 
 
 def choose_radii(
-    elements: Iterable[str], scans: Iterable[dict[str, NDArray[np.float64]]]
+    sources: Sequence[Source], scans: Iterable[dict[str, NDArray[np.float64]]]
 ) -> dict[str, float]:
     """The radius of each element's spheres, Angstrom."""
     curves: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for found in scans:
         for element, ratios in found.items():
             curves[element].append(ratios)
-    return {element: _radius(curves[element]) for element in elements}
+    radii = {}
+    for element in elements_of(sources):
+        reach = [source.reach[element] for source in sources if element in source.reach]
+        radii[element] = _radius(curves[element], float(np.quantile(reach, SETTINGS.room)))
+    return radii
 
 
-def _radius(curves: Sequence[NDArray[np.float64]]) -> float:
-    if not curves:
+def _radius(curves: Sequence[NDArray[np.float64]], largest: float) -> float:
+    """The radius of the least geometric mean of errors, if that tells it."""
+    able = RADII[RADII <= largest]
+    if not (curves and len(able)):
         return SETTINGS.default_radius
-    mean = np.mean(curves, axis=0)
+    mean = np.exp(np.mean(np.log(curves), axis=0))[: len(able)]
     best = int(mean.argmin())
-    told = mean[best] <= SETTINGS.largest_ratio and RADII[best] >= SETTINGS.least_radius
-    return float(RADII[best]) if told else SETTINGS.default_radius
+    told = mean[best] <= SETTINGS.largest_ratio and able[best] >= SETTINGS.least_radius
+    return float(able[best]) if told else SETTINGS.default_radius
 
 
 # ---------------------------------------------------------------------- columns
@@ -493,9 +504,9 @@ class Expectation:
 def expect(task: tuple[Path, Estimate]) -> Expectation:
     """The posterior distribution of the amplitudes in one density.
 
-    With whitened columns W = N^-1/2 A H and residual r, amplitudes are m + H u, where u is normal with
-    precision W^T W + 1. Its Cholesky factor is the R of the QR decomposition of (W; 1): the product
-    W^T W would lose half of the digits.
+    With whitened columns W = N^-1/2 A H, amplitudes are m + H u, where u is normal with precision
+    W^T W + 1. Its Cholesky factor is the R of the QR decomposition of (W; 1); the product W^T W
+    would lose half of the digits.
     """
     path, estimate = task
     data = Columns.load(path)
@@ -526,7 +537,7 @@ def expect(task: tuple[Path, Estimate]) -> Expectation:
     power = (left**2 + variance) * (data.volume / data.size**2)
     return Expectation(
         moments=moments,
-        power=np.bincount(data.bins, power, minlength=N_BINS),
+        power=np.bincount(data.bins, power, minlength=N_BINS).astype(np.float64),
         count=np.bincount(data.bins, minlength=N_BINS),
         left=float(np.linalg.norm(left)) / data.size,
     )
@@ -594,13 +605,10 @@ class _Pool:
             by_radius[block.radius] = by_radius.get(block.radius, 0.0) + scatter
             self._freedom[block.l] += max(freedom, 0)
 
-    @lru_cache(maxsize=None)  # noqa: B019 - the pool of an iteration is short-lived
-    def _covariance(self, l: int, radius: float) -> NDArray[np.float64]:
-        return project_sum(self._scatter[l], l, radius) / max(self._freedom[l], 1)
-
     def covariance(self, block: Block) -> NDArray[np.float64]:
         """The mean of all elements on a block's basis."""
-        return self._covariance(block.l, block.radius)
+        total = project_sum(self._scatter[block.l], block.l, block.radius)
+        return total / max(self._freedom[block.l], 1)
 
 
 def project_sum(
@@ -636,7 +644,7 @@ def library_arrays(
     Args:
         estimate: the last one.
         radii: of each element's spheres, Angstrom.
-        units: for each element the smallest amplitude that counts, over `_least`.
+        units: for each element the smallest amplitude that gives a field the size of a density.
     """
     elements = sorted(radii)
     entries = [
@@ -699,7 +707,7 @@ def _modes(
     variances, vectors = np.linalg.eigh(covariance)
     order = np.argsort(-variances, kind="stable")
     deviations = np.sqrt(np.maximum(variances[order], 0.0))
-    kept = deviations > _WORTHWHILE * _MODE_STEP * SETTINGS.finest * unit
+    kept = deviations > SETTINGS.least_mode * unit
     modes = (basis_of(l, radius).functions @ vectors[:, order[kept]]).T
     largest = np.abs(modes).argmax(axis=1)[:, None]
     return modes * np.sign(np.take_along_axis(modes, largest, axis=1)), deviations[kept]
@@ -783,7 +791,7 @@ def fit(
         folder: for temporary files.
     """
     scans = run(scan, tasks_of_scan(sources), "radii")
-    radii = choose_radii(elements_of(sources), scans)
+    radii = choose_radii(sources, scans)
     told = {element: r for element, r in radii.items() if r != SETTINGS.default_radius}
     print("radii:", ", ".join(f"{element} {r:.2f}" for element, r in told.items()) or "none")
     paths = run(

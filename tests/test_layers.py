@@ -18,10 +18,12 @@ PACKAGE = ROOT / "chgdb"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "elements", "nets"),
-    ("files", "density", "query"),
-    ("schema", "chgcar", "grid"),
-    ("arrays", "table", "weights", "formats", "metrics", "symmetry", "export"),
-    ("codec", "archive", "intake", "decoded", "resources", "output", "plot"),
+    ("files", "density", "query", "entropy", "library"),
+    ("schema", "chgcar", "grid", "stars"),
+    ("arrays", "table", "weights", "formats", "metrics", "symmetry", "export", "multipoles"),
+    ("codec", "intake", "decoded", "resources", "output", "plot", "groups", "expansion"),
+    ("crystal",),
+    ("archive",),
     ("database", "train"),
     ("cli", "xarray_backend"),
 )

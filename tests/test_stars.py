@@ -246,22 +246,14 @@ def test_stars_of_diamond() -> None:
     """Face centring and the d glide forbid; 222 is there, but not of spherical atoms."""
     structure, operations = setting("diamond, conventional")
     stars = Stars(structure, (24, 24, 24), operations, g_max=2 * math.pi / 3.57 * 4.6)
-    found = {tuple(sorted(map(abs, h), reverse=True)) for h in stars.h.tolist()}
-    assert found == {
-        (1, 1, 1), (2, 2, 0), (3, 1, 1), (2, 2, 2), (4, 0, 0), (3, 3, 1), (4, 2, 2),
-    } | ({(4, 2, 0)} & found)  # fmt: skip
-    assert (4, 2, 0) not in found
+    kinds = [tuple(sorted(map(abs, h), reverse=True)) for h in stars.h.tolist()]
+    assert kinds == [(1, 1, 1), (2, 2, 0), (3, 1, 1), (2, 2, 2), (4, 0, 0), (3, 3, 1)]
+    np.testing.assert_array_equal(stars.multiplicity, [8, 12, 24, 8, 6, 24])
     np.testing.assert_allclose(stars.g, 2 * np.pi / 3.57 * np.linalg.norm(stars.h, axis=1))
+    assert stars.is_real.all()
     c = stars.coefficients(gaussians((24, 24, 24), structure, width=0.5))
-    by_h = {
-        tuple(sorted(map(abs, h), reverse=True)): x
-        for h, x in zip(stars.h.tolist(), c, strict=True)
-    }
-    assert len(c) == len(stars.h)
-    assert abs(by_h[2, 2, 2]) < 1e-10
-    assert abs(by_h[1, 1, 1]) > 0.01
-    multiplicity = dict(zip(map(tuple, stars.h.tolist()), stars.multiplicity.tolist(), strict=True))
-    assert sorted(multiplicity.values()) == sorted([8, 12, 24, 8, 6, 24, 24])
+    assert abs(c[3]) < 1e-10
+    assert (np.abs(np.delete(c, 3)) > 1e-3).all()
 
 
 def test_phases_follow_the_origin() -> None:
@@ -486,6 +478,3 @@ def test_operations_of_no_crystal_are_refused() -> None:
     shear = np.array([[[1, 1, 0], [0, 1, 0], [0, 0, 1]]])
     with pytest.raises(ValueError, match="no crystal"):
         closure(shear, np.zeros((1, 3)))
-    half = np.array([[[-1, 0, 0], [0, -1, 0], [0, 0, 1]]] * 2)
-    with pytest.raises(ValueError, match="no crystal"):
-        closure(half, np.array([[0.0, 0, 0], [math.sqrt(0.5), 0, math.sqrt(0.3)]]))
