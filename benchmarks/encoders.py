@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numcodecs import Zstd  # type: ignore[import-untyped]
+from numcodecs import Zstd
 
 from chgdb import __version__
 from chgdb.arrays import pack

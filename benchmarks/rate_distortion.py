@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 import h5py
 import hdf5plugin
 import numpy as np
-from numcodecs import BitRound, Shuffle, Zstd  # type: ignore[import-untyped]
+from numcodecs import BitRound, Shuffle, Zstd
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from store_ops import machine, supercell, table

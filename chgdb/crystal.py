@@ -63,6 +63,14 @@ _ROUNDING = (0.42, 0.36, 0.30)
 """What is added before rounding down a wave: the less, the fewer and the cheaper; tried in turn."""
 
 
+_HOPELESS = 5.0
+"""If all waves together leave more than this times the limit, spheres will not mend it."""
+
+
+_JITTER = 1e-11
+"""Of the largest diagonal element of normal equations, added to all."""
+
+
 class NotReachedError(Exception):
     """No step, however small, brings the error of a field within the tolerance."""
 
@@ -138,6 +146,9 @@ def encode_field(
     for operations in groups_of(values, structure, symprec, limits.rms):
         fits = []
         stars = Stars(structure, grid, operations, g_index * G_UNIT)
+        waves = stars.field(stars.coefficients(values))
+        if limits.share(values - values.mean() - waves) > _HOPELESS:
+            continue
         for other, sampled in kinds:
             for l_max in (LIBRARY_L, 2, 0, -1):
                 plan = Plan(grid, operations, g_index, l_max, other, sampled and l_max >= 0)
@@ -248,7 +259,9 @@ class _Fit:
         # The largest are rounded first; those after them make up for their rounding.
         order = kept[np.argsort(self._deviations[kept] / unit[kept], kind="stable")]
         scale = self._deviations[order]
-        gram = self._gram[np.ix_(order, order)] * np.outer(scale, scale) + np.eye(len(order))
+        gram = self._gram[np.ix_(order, order)] * np.outer(scale, scale)
+        # The prior; and what keeps the factor real where rounding outweighs it, at tiny steps.
+        gram[np.diag_indices_from(gram)] += 1.0 + _JITTER * gram.diagonal().max()
         upper = np.linalg.cholesky(gram).T
         moment = np.linalg.solve(upper.T, self._moment[order] * scale)
         step_of_scaled = unit[order] / scale

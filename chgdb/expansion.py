@@ -28,7 +28,7 @@ from chgdb.multipoles import (
 )
 from chgdb.stars import Operations, Stars
 
-__all__ = ["G_UNIT", "WORTHWHILE", "Expansion", "Plan"]
+__all__ = ["G_UNIT", "RADIUS_SHARE", "WORTHWHILE", "Expansion", "Plan"]
 
 G_UNIT = 0.25
 """Of the radius of the sphere of waves, 1/Angstrom."""
@@ -40,7 +40,7 @@ at a nucleus, so it weighs less in the mean absolute error."""
 WORTHWHILE = 0.3
 """A mode whose expected amplitude is less than this part of its step is left out."""
 
-_RADIUS_SHARE = 0.49
+RADIUS_SHARE = 0.49
 """Of the distance to the nearest neighbour, which spheres do not exceed."""
 
 _SIZE_IN_STEPS = 64.0
@@ -205,7 +205,7 @@ class Expansion:
     def _radii(self) -> list[float]:
         nearest = nearest_distances(self.structure)
         return [
-            min(atom.radius, _RADIUS_SHARE * float(nearest[site.atoms[0]]))
+            min(atom.radius, RADIUS_SHARE * float(nearest[site.atoms[0]]))
             for site, atom in zip(self.sites, self.atoms, strict=True)
         ]
 

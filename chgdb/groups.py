@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from chgdb.density import Structure
 from chgdb.multipoles import sites
-from chgdb.stars import Operations, closure, find_operations, generators
+from chgdb.stars import Operations, closure, generators
+from chgdb.symmetry import find_operations
 
 __all__ = ["MOST_GENERATORS", "N_ROTATIONS", "describe", "group_from", "groups_of", "n_targets"]
 
@@ -85,6 +86,8 @@ def describe(structure: Structure, operations: Operations) -> list[tuple[int, in
 
     The number is sum of (element of W + 1) 3^k over the elements, row by row.
     """
+    if len(operations) == 1:
+        return []
     first, candidates = _reference(structure)
     coords = structure.frac_coords
     described = []

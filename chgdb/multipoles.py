@@ -81,7 +81,8 @@ def sites(structure: Structure, operations: Operations, l_max: int) -> list[Site
         if seen[first]:
             continue
         images = operations.rotations @ coords[first] + operations.translations
-        candidates = np.flatnonzero(species == species[first])
+        same = np.flatnonzero(species == species[first])
+        candidates = np.concatenate([[first], same[same != first]])
         targets = candidates[_nearest(structure, images, coords[candidates])]
         atoms, via = np.unique(targets, return_index=True)
         order = np.argsort(atoms != first, kind="stable")

@@ -23,7 +23,6 @@ __all__ = [
     "Operations",
     "Stars",
     "closure",
-    "find_operations",
     "generators",
     "reciprocal_metric",
 ]
@@ -69,37 +68,6 @@ class Operations:
         pure[0] = False
         shifts: NDArray[np.float64] = self.translations[pure]
         return shifts
-
-
-def find_operations(structure: Structure, symprec: float) -> Operations:
-    """The operations that map the structure onto itself, by spglib; P1 where it finds none.
-
-    Args:
-        structure: any cell of the crystal.
-        symprec: how far an atom may be from its symmetric position, Angstrom.
-    """
-    import spglib
-
-    if not structure.species:
-        return Operations.identity()
-    kinds = {symbol: kind for kind, symbol in enumerate(structure.elements, start=1)}
-    cell = (
-        structure.lattice.tolist(),
-        structure.frac_coords.tolist(),
-        [kinds[symbol] for symbol in structure.species],
-    )
-    try:
-        found = spglib.get_symmetry(cell, symprec=symprec)
-    except spglib.SpglibError:
-        found = None
-    if found is None or len(found["rotations"]) > MAX_OPERATIONS:
-        return Operations.identity()
-    rotations = np.asarray(found["rotations"], dtype=np.int64)
-    translations = np.asarray(found["translations"], dtype=np.float64) % 1.0
-    plain = (rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2))
-    near_zero = np.abs(translations - np.rint(translations)).max(axis=1) < 1e-3
-    first = np.argsort(~(plain & near_zero), kind="stable")
-    return Operations(rotations[first], translations[first])
 
 
 def generators(operations: Operations) -> list[int]:

@@ -13,6 +13,8 @@ The columns of all densities lie in a temporary folder meanwhile (390 densities:
 to put it elsewhere).
 """
 
+# ruff: noqa: E741 - l is the degree of a harmonic
+
 from __future__ import annotations
 
 import argparse
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -42,11 +45,12 @@ from scipy.linalg import qr, solve_triangular
 import chgdb
 from chgdb.density import ChargeDensity
 from chgdb.errors import ChgdbError
-from chgdb.expansion import _RADIUS_SHARE
+from chgdb.expansion import RADIUS_SHARE
 from chgdb.files import replacing
 from chgdb.formats import default_id, find_densities, read_density
 from chgdb.library import GENERIC, LIBRARY_L
 from chgdb.multipoles import (
+    POWERS,
     SphereFunctions,
     angular,
     n_radial,
@@ -55,7 +59,8 @@ from chgdb.multipoles import (
     sites,
     sphere_transform,
 )
-from chgdb.stars import Stars, find_operations
+from chgdb.stars import Stars
+from chgdb.symmetry import find_operations
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -84,8 +89,8 @@ class Settings:
         noise: root mean square over the mean density of what no mode should describe.
         noise_share: of its square that is assumed in all coefficients alike, in all iterations but
             the first.
-        least_mode: deviation of a mode that is kept, over the smallest amplitude that gives any field
-            a root mean square of its mean density; 0.45 of a wave's step is what the codec uses.
+        least_mode: deviation of a mode that is kept, over the smallest amplitude that gives a
+            density a root mean square of its mean; the codec uses modes above 0.45 of its step.
         generic_scale: variances of the generic atom over those about zero of all elements.
     """
 
@@ -135,7 +140,9 @@ class Basis:
         return int(self.functions.shape[1])
 
 
-_G = np.arange(0.005, 80.0, 0.01)
+SAMPLED_G = np.arange(0.005, 80.0, 0.01)
+"""|G| on which radial functions are integrated, 1/Angstrom."""
+
 _DISTINCT = 1e-3
 """Singular values of normalised radial functions over the largest that count."""
 
@@ -143,13 +150,14 @@ _DISTINCT = 1e-3
 @lru_cache(maxsize=256)
 def basis(l: int, radius: float) -> Basis:
     """The basis of an l; the radius of the spheres matters for l = 0 only."""
-    columns = radial(l, _G)
+    columns = radial(l, SAMPLED_G)
     if l == 0:
         # Harmonics are apart from the functions, but those in spheres are without Y_00.
-        spheres = sphere_transform(_G, radius) * math.sqrt(4.0 * math.pi)
+        spheres = sphere_transform(SAMPLED_G, radius) * math.sqrt(4.0 * math.pi)
         columns = np.concatenate([columns, spheres], axis=1)
     # int f_i f_j d^3r = int R_i R_j G^2 dG / (2 pi)^3
-    columns = columns * (_G * math.sqrt((_G[1] - _G[0]) / (2.0 * math.pi) ** 3))[:, None]
+    spacing = SAMPLED_G[1] - SAMPLED_G[0]
+    columns = columns * (SAMPLED_G * math.sqrt(spacing / (2.0 * math.pi) ** 3))[:, None]
     norms = np.linalg.norm(columns, axis=0)
     samples, values, right = np.linalg.svd(columns / norms, full_matrices=False)
     kept = values > _DISTINCT * values[0]
@@ -199,7 +207,7 @@ class Crystal:
         self.sites = sites(structure, operations, LIBRARY_L)
         self.target = self.stars.coefficients(density.values)
         nearest = nearest_distances(structure)
-        self.reach = [_RADIUS_SHARE * float(nearest[site.atoms[0]]) for site in self.sites]
+        self.reach = [RADIUS_SHARE * float(nearest[site.atoms[0]]) for site in self.sites]
 
     def smooth(self, site: int, l: int) -> NDArray[np.float64]:
         """Shape (coefficient, function, Gaussian)."""
@@ -210,7 +218,7 @@ class Crystal:
         """Shape (coefficient, power): the functions inside spheres."""
         density, orbit = self.density, self.sites[site]
         functions = SphereFunctions(density.structure, density.grid, orbit, radius)
-        units = np.eye(n_radial(0) - radial(0, _G[:1]).shape[1])
+        units = np.eye(len(POWERS))
         columns = [self.stars.coefficients(functions.field(unit)) for unit in units]
         return np.stack(columns, axis=1)
 
@@ -223,11 +231,14 @@ def survey(path: Path) -> Source:
     cost = density.values.size * len(structure.elements) / len(operations)
     reach: dict[str, float] = {}
     for element, distance in zip(structure.species, nearest_distances(structure), strict=True):
-        reach[element] = min(_RADIUS_SHARE * float(distance), reach.get(element, math.inf))
+        reach[element] = min(RADIUS_SHARE * float(distance), reach.get(element, math.inf))
     return Source(default_id(path, density), path, cost, reach)
 
 
 # ---------------------------------------------------------------------- radii of spheres
+
+_ROUNDING = 1e-12
+"""Squared error over the square of the density that is no error."""
 
 
 def tasks_of_scan(sources: Sequence[Source]) -> list[tuple[Path, tuple[str, ...]]]:
@@ -275,7 +286,7 @@ def _errors(
     """Shape (radius,): with spheres of at most this radius about all atoms of an element."""
     chosen = [i for i, site in enumerate(crystal.sites) if site.element == element]
     found: dict[tuple[float, ...], float] = {}
-    errors = []
+    errors, nothing = [], _ROUNDING * float(crystal.target @ crystal.target)
     for radius in RADII:
         radii = tuple(min(float(radius), crystal.reach[site]) for site in chosen)
         if radii not in found:
@@ -284,7 +295,7 @@ def _errors(
             columns -= span @ (span.T @ columns)
             unit, _ = np.linalg.qr(columns)
             left = rest - unit @ (unit.T @ rest)
-            found[radii] = float(left @ left)
+            found[radii] = float(left @ left) + nothing
         errors.append(found[radii])
     return np.array(errors)
 
@@ -306,7 +317,7 @@ def choose_radii(
 
 def _radius(curves: Sequence[NDArray[np.float64]], largest: float) -> float:
     """The radius of the least geometric mean of errors, if that tells it."""
-    able = RADII[RADII <= largest]
+    able = RADII[: np.searchsorted(RADII, largest, side="right")]
     if not (curves and len(able)):
         return SETTINGS.default_radius
     mean = np.exp(np.mean(np.log(curves), axis=0))[: len(able)]
@@ -886,7 +897,7 @@ def main() -> None:
         "held_out": left_out,
         **learned,
         "settings": asdict(SETTINGS),
-        "versions": {"numpy": np.__version__},
+        "versions": {"numpy": np.__version__, "scipy": scipy.__version__},
     }
     write_library(arguments.output, arrays, about)
     size = arguments.output.stat().st_size

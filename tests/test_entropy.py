@@ -24,7 +24,7 @@ C(0) = 0 and C(number of symbols) = 2^24. To decode a symbol:
   C(s) = floor((K(0) + ... + K(s - 1)) * (2^24 - n) / 65536) + s.
 
 The 22 tables K(t, s), of 32 symbols: s = 0 ... 30 stands for k = s - 15, and 31 is the escape. With
-F(z) = 1 / (1 + exp(-z)) and width(t) = 2^(t/3 - 4.5) * sqrt(3) / pi,
+F(z) = 1 / (1 + exp(-z)) and width(t) = 2^(t/3 - 4.4) * sqrt(3) / pi,
 K(t, s) = floor(65000 * (F((k + 1/2) / width) - F((k - 1/2) / width))) + 2 and K(t, 31) = 64; what
 is missing to 65536 is added to k = 0.
 
@@ -33,7 +33,7 @@ number, the lowest first, and g >= 16 says that another follows. A whole number 
 number 2 n, or -2 n - 1 where n is negative.
 
 Numbers with scales: each scale is halved until it is at most 4; how often, is its `shift`. Its
-table is that whose 2^(t/3 - 4.5) is nearest to what is left, on a logarithmic axis (the first for
+table is that whose 2^(t/3 - 4.4) is nearest to what is left, on a logarithmic axis (the first for
 a scale of 0). Then follow
  1. for every table that occurs, ascending: the symbols of its numbers, in their order;
  2. for every shift that occurs, ascending, without 0: the `shift` low bits of its numbers, in
@@ -102,7 +102,7 @@ def exact_tables() -> tuple[tuple[int, ...], ...]:
 def exact_weights(t: int) -> list[Decimal]:
     """65000 p of k = -15 ... 15."""
     pi = Decimal("3.14159265358979323846264338327950288419716939937510582097494")
-    width = Decimal(2) ** (Decimal(2 * t - 27) / 6) * Decimal(3).sqrt() / pi
+    width = Decimal(2) ** (Decimal(5 * t - 66) / 15) * Decimal(3).sqrt() / pi
 
     def logistic(z: Decimal) -> Decimal:
         return 1 / (1 + (-z).exp())
@@ -183,7 +183,7 @@ class TextDecoder:
             while rest > 4:
                 shift, rest = shift + 1, rest / 2
             shifts.append(shift)
-            tables.append(min(max(round(3 * (math.log2(rest) + 4.5)), 0), 21))
+            tables.append(min(max(round(3 * (math.log2(rest) + 4.4)), 0), 21))
         symbols = [0] * len(scales)
         for t in sorted(set(tables)):
             for i in (i for i, other in enumerate(tables) if other == t):
@@ -200,7 +200,7 @@ class TextDecoder:
 
 def between_tables(scale: float) -> bool:
     """Whether a scale is so near to where its table changes that rounding may choose."""
-    place = 3 * (math.log2(scale) + 4.5) + 0.5
+    place = 3 * (math.log2(scale) + 4.4) + 0.5
     return abs(place - round(place)) < THRESHOLD_MARGIN
 
 
@@ -354,13 +354,13 @@ def test_nothing_takes_no_bytes() -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(10, 2**16)), max_size=12))
 def test_no_byte_at_the_end_is_wasted(uniforms: list[tuple[int, int]]) -> None:
-    """A code ends in no zero byte, which a reader adds by itself, and has at most two to spare."""
+    """A code ends in no zero byte, which a reader adds by itself, and has at most four to spare."""
     writer = Writer()
     for number, size in uniforms:
         writer.uniform(number, size)
     data = writer.getvalue()
     assert not data.endswith(b"\0")
-    assert len(data) <= sum(math.log2(size) for _, size in uniforms) / 8 + 2
+    assert len(data) <= sum(math.log2(size) for _, size in uniforms) / 8 + 4
     assert writer.getvalue() == data
     for read in (Reader(data), Reader(data + b"\0\0\0")):
         assert [read.uniform(size) for _, size in uniforms] == [number for number, _ in uniforms]

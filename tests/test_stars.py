@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from chgdb.density import Grid, Structure
-from chgdb.stars import Operations, Stars, closure, find_operations, generators, reciprocal_metric
+from chgdb.stars import Operations, Stars, closure, generators, reciprocal_metric
+from chgdb.symmetry import find_operations
 
 ROUNDING = 1e-12
 SYMPREC = 1e-2
@@ -159,11 +160,10 @@ def test_a_symmetric_field_comes_back(name: str, grid: Grid, seed: int) -> None:
     field = on_points(spectrum, grid)
     stars = Stars(structure, grid, operations)
     c = stars.coefficients(field)
-    scale = math.sqrt(np.square(field).mean()) + 1e-30
-    np.testing.assert_allclose(stars.field(c), field, atol=100 * ROUNDING * scale)
-    assert np.square(c).sum() == pytest.approx(np.square(field).mean(), rel=1e-10)
+    np.testing.assert_allclose(stars.field(c), field, atol=1000 * ROUNDING)
+    assert np.square(c).sum() == pytest.approx(np.square(field).mean(), rel=1e-10, abs=1e-20)
     for h, f in zip(stars.h.tolist(), stars.to_complex(c), strict=True):
-        assert abs(spectrum[h[0], h[1], h[2]] - f) < 100 * ROUNDING * scale
+        assert abs(spectrum[h[0], h[1], h[2]] - f) < 100 * ROUNDING
 
 
 @settings(deadline=None, max_examples=60)
