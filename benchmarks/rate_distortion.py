@@ -47,10 +47,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from store_ops import machine, supercell, table
 
-from chgdb import archive
+from chgdb import archive, crystal
 from chgdb.density import ChargeDensity, Grid, Structure
 from chgdb.formats import default_id, find_densities, read_density
 from chgdb.grid import fourier_resample, points_per_angstrom, spacing_grid, vasp_grid
+from chgdb.library import LATEST, read_library
 from chgdb.metrics import nmae
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -407,10 +408,19 @@ def vasp_files(folder: Path) -> list[Path]:
     return paths
 
 
-def measure_all(listed: Sequence[Job], processes: int, points: list[Point]) -> None:
+def start_worker(library: Path | None) -> None:
+    """Leave Ctrl-C to the main process; use another atom library if there is one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if library is not None:
+        other = read_library(library.read_bytes(), LATEST)
+        vars(crystal)["load_library"] = lambda _number: other
+
+
+def measure_all(
+    listed: Sequence[Job], processes: int, library: Path | None, points: list[Point]
+) -> None:
     """All points, added to `points` density by density; Ctrl-C leaves those that were finished."""
-    deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process; it ends the others
-    with get_context("spawn").Pool(processes, signal.signal, deaf) as pool:
+    with get_context("spawn").Pool(processes, start_worker, (library,)) as pool:
         for done, some in enumerate(pool.imap_unordered(measure, listed), 1):
             points += some
             print(f"\r{done}/{len(listed)} ", end="", file=sys.stderr, flush=True)
@@ -652,6 +662,12 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th density")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="only these densities")
     parser.add_argument("--only", type=Path, metavar="FILE", help="only the ids listed there")
+    parser.add_argument(
+        "--library",
+        type=Path,
+        metavar="NPZ",
+        help="an atom library that has not seen these densities (scripts/fit_library.py)",
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="N")
     parser.add_argument(
         "--rivals", type=Path, metavar="JSON", help="take the other codecs from an earlier run"
@@ -672,7 +688,7 @@ def main() -> None:
         return
     points: list[Point] = []
     try:
-        measure_all(jobs(arguments), arguments.processes, points)
+        measure_all(jobs(arguments), arguments.processes, arguments.library, points)
     except KeyboardInterrupt:
         print("interrupted: these were finished", file=sys.stderr)
         print(tables(points))

@@ -34,6 +34,9 @@ _LOSSLESS, _GRID, _CRYSTAL = 0, 1, 2
 
 _ZSTD_LEVEL = 19
 _MOST_POINTS = 2**30
+_FEWEST_ELECTRONS = 0.5
+"""In the cell; with fewer, `crystal` would keep their number less exactly than is promised."""
+
 _NEGLIGIBLE = 1e-4
 """Part of the density below which a magnetization counts as this part, for its tolerance."""
 
@@ -157,6 +160,8 @@ def _encode(
     candidates: list[tuple[int, bytes]] = []
     if limits.mean_error > 0 and limits.max_error > 0:
         try:
+            if not generic and abs(float(values.mean())) * structure.volume < _FEWEST_ELECTRONS:
+                raise NotReachedError
             body = encode_field(values, structure, limits, generic=generic)
             candidates.append((_CRYSTAL + LATEST - 1, body))
         except NotReachedError:

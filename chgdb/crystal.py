@@ -24,8 +24,8 @@ from chgdb.entropy import Reader, Writer, bits
 from chgdb.errors import StoreError
 from chgdb.expansion import G_UNIT, WORTHWHILE, Expansion, Plan
 from chgdb.groups import (
+    LARGEST_ELEMENT,
     MOST_GENERATORS,
-    N_ROTATIONS,
     describe,
     group_from,
     groups_of,
@@ -62,6 +62,9 @@ _BAND_DEVIATION = 1.0
 _ROUNDING = (0.42, 0.36, 0.30)
 """What is added before rounding down a wave: the less, the fewer and the cheaper; tried in turn."""
 
+
+_EXHAUSTED = 0.1
+"""Error of the coefficients over the rms at the limit from which a smaller step is no use."""
 
 _HOPELESS = 5.0
 """If all waves together leave more than this times the limit, spheres will not mend it."""
@@ -226,13 +229,13 @@ class _Fit:
                     fits = max(fits, index)
                 else:
                     fails = min(fails, index)
+                    if self._error(index, rounding) < _EXHAUSTED * limits.rms:
+                        break  # the stars are exact: what is wrong is not described by them
                 if fails - fits <= 1 or index == 0:
                     break
                 jump = round(_STEPS_PER_OCTAVE * math.log2(1.0 / max(share, 1e-6)))
                 jump = max(-24, min(24, jump)) or (1 if share <= 1.0 else -1)
                 index = min(max(index + jump, fits + 1, 0), fails - 1)
-                if share > 1.5 and index < start - 60:
-                    break  # the step has no say any more: something is not described
             if fits < 0:
                 continue
             data = self._write(self._numbers(fits, rounding))
@@ -393,8 +396,13 @@ def _g_index(values: NDArray[np.float64], structure: Structure, rms: float) -> i
 def _write_plan(writer: Writer, structure: Structure, plan: Plan) -> None:
     described = describe(structure, plan.operations)
     writer.uniform(len(described), MOST_GENERATORS + 1)
-    for number, target in described:
-        writer.uniform(number, N_ROTATIONS)
+    for rotation, target in described:
+        largest = int(np.abs(rotation).max())
+        if largest > 1:
+            writer.uniform(_n_rotations(1), _n_rotations(1) + 1)
+        base = 2 * largest + 1
+        number = sum(int(w + largest) * base**k for k, w in enumerate(rotation.ravel()))
+        writer.uniform(number, _n_rotations(largest) + (largest == 1))
         writer.uniform(target, n_targets(structure))
     writer.uniform(plan.g_index, _N_G)
     writer.uniform(plan.l_max + 1, LIBRARY_L + 2)
@@ -406,13 +414,23 @@ def _write_plan(writer: Writer, structure: Structure, plan: Plan) -> None:
 def _read_plan(reader: Reader, structure: Structure, grid: Grid) -> Plan:
     described = []
     for _ in range(reader.uniform(MOST_GENERATORS + 1)):
-        number = reader.uniform(N_ROTATIONS)
-        described.append((number, reader.uniform(n_targets(structure))))
+        largest, number = 1, reader.uniform(_n_rotations(1) + 1)
+        if number == _n_rotations(1):
+            largest, number = LARGEST_ELEMENT, reader.uniform(_n_rotations(LARGEST_ELEMENT))
+        base = 2 * largest + 1
+        digits = [number // base**k % base - largest for k in range(9)]
+        rotation = np.array(digits, dtype=np.int64).reshape(3, 3)
+        described.append((rotation, reader.uniform(n_targets(structure))))
     g_index = reader.uniform(_N_G)
     l_max = reader.uniform(LIBRARY_L + 2) - 1
     generic = l_max < 0 or bool(reader.uniform(2))
     sampled = l_max >= 0 and bool(reader.uniform(2))
     return Plan(grid, group_from(structure, described), g_index, l_max, generic, sampled)
+
+
+def _n_rotations(largest: int) -> int:
+    """How many matrices there are with whole elements up to `largest` in size."""
+    return int((2 * largest + 1) ** 9)
 
 
 # ---------------------------------------------------------------------- decoding
@@ -446,6 +464,8 @@ def decode_field(
         if n_waves > model.stars.n_coefficients:
             raise StoreError("a payload is damaged, or of another structure")
         bands = reader.numbers(np.full(len(_bands(n_waves)), _BAND_DEVIATION))
+        if len(bands) and not (bands.min() in _BAND_RANGE and bands.max() in _BAND_RANGE):
+            raise StoreError("a payload is damaged, or of another structure (bands)")
         expected = model.expected_waves(mean, step)
         waves = reader.numbers(_wave_scales(expected, bands, n_waves))
     except (ValueError, OverflowError, AssertionError, IndexError) as error:

@@ -30,7 +30,7 @@ from chgdb.errors import (
     UnknownIdError,
 )
 from chgdb.export import known_properties, structure_of
-from chgdb.files import PARTIAL_SUFFIX, one_line, reason, shown
+from chgdb.files import PARTIAL_SUFFIX, one_line, reason, replace_file, shown
 from chgdb.query import (
     Condition,
     canonical_formula,
@@ -264,6 +264,7 @@ class Database:
         Table.create(path / TABLE_FOLDER)
         attrs = {"encoder": info.encoder.id, "attribution": info.attribution}
         LatentArrays.create(path / ARRAYS_FOLDER, info.latent, attrs)
+        _keep_library(path)
         info.save(path)
         return cls(path)
 
@@ -755,6 +756,7 @@ class Database:
         ids = [row["id"] for row in rows]
         old = self._table.select("list_contains(?, id)", [ids], columns=["row"]).values
         start = self._table.next_row
+        _keep_library(self.path)
         arrays = self._writable_arrays()
         arrays.write(
             start,
@@ -860,6 +862,19 @@ def _check_grid(grid: Sequence[int]) -> None:
             f"grid {text}: {math.prod(grid)} points; at most {LARGEST_GRID} (512 x 512 x 512) are "
             "decoded"
         )
+
+
+def _keep_library(store: Path) -> None:
+    """Put the atom library of new payloads into a store: with it they can be read for ever.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    from chgdb.library import LATEST, library_file, library_name
+
+    path = store / library_name(LATEST)
+    if not path.exists():
+        replace_file(path, library_file(LATEST))
 
 
 def _load_codec(folder: Path, device: str) -> Codec:

@@ -54,6 +54,8 @@ def tables() -> NDArray[np.float64]:
 
 def _contexts(scales: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The table of each scale, and how many low bits are coded apart where it is large."""
+    if not np.isfinite(scales).all():
+        raise StoreError("a payload is damaged: a scale that is no number")
     thresholds = _FIRST_SCALE * 2.0 ** ((np.arange(1, _N_TABLES) - 0.5) / _SCALES_PER_OCTAVE)
     shift = np.zeros(len(scales), dtype=np.int64)
     scaled = scales.astype(np.float64)

@@ -6,7 +6,7 @@ rarest element: so w is known as well as the coordinates are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -17,10 +17,23 @@ from chgdb.multipoles import sites
 from chgdb.stars import Operations, closure, generators
 from chgdb.symmetry import find_operations
 
-__all__ = ["MOST_GENERATORS", "N_ROTATIONS", "describe", "group_from", "groups_of", "n_targets"]
+__all__ = [
+    "LARGEST_ELEMENT",
+    "MOST_GENERATORS",
+    "Described",
+    "describe",
+    "group_from",
+    "groups_of",
+    "n_targets",
+]
+
+Described = tuple[NDArray[np.int64], int]
+"""The rotation W of an operation, and which atom of the reference element it leads to."""
 
 MOST_GENERATORS = 7
-N_ROTATIONS = 3**9
+
+LARGEST_ELEMENT = 2
+"""Of a rotation W; 1 in cells that are reduced, 2 in supercells of them."""
 
 _STRONGEST = 2048
 """Coefficients on which operations are tried."""
@@ -81,10 +94,11 @@ def _reference(structure: Structure) -> tuple[int, list[int]]:
     return atoms[0], atoms
 
 
-def describe(structure: Structure, operations: Operations) -> list[tuple[int, int]]:
-    """Generators as the number of the rotation and the position of the atom they lead to.
+def describe(structure: Structure, operations: Operations) -> list[Described]:
+    """Generators as their rotation and the position of the atom they lead to.
 
-    The number is sum of (element of W + 1) 3^k over the elements, row by row.
+    Raises:
+        ValueError: they cannot be written.
     """
     if len(operations) == 1:
         return []
@@ -93,19 +107,18 @@ def describe(structure: Structure, operations: Operations) -> list[tuple[int, in
     described = []
     for index in generators(operations):
         rotation, shift = operations.rotations[index], operations.translations[index]
-        if np.abs(rotation).max() > 1:
+        if np.abs(rotation).max() > LARGEST_ELEMENT:
             raise ValueError("a rotation that is not written")
         apart = rotation @ coords[first] + shift - coords[candidates]
         apart -= np.rint(apart)
         target = int(np.linalg.norm(apart @ structure.lattice, axis=1).argmin())
-        digits = (rotation.ravel() + 1).tolist()
-        described.append((sum(d * 3**k for k, d in enumerate(digits)), target))
+        described.append((rotation, target))
     if len(described) > MOST_GENERATORS:
         raise ValueError("too many generators")
     return described
 
 
-def group_from(structure: Structure, described: list[tuple[int, int]]) -> Operations:
+def group_from(structure: Structure, described: Sequence[Described]) -> Operations:
     """The group of described generators.
 
     Raises:
@@ -116,8 +129,7 @@ def group_from(structure: Structure, described: list[tuple[int, int]]) -> Operat
     first, candidates = _reference(structure)
     coords = structure.frac_coords
     rotations, shifts = [], []
-    for number, target in described:
-        rotation = np.array([number // 3**k % 3 - 1 for k in range(9)]).reshape(3, 3)
+    for rotation, target in described:
         if abs(round(float(np.linalg.det(rotation)))) != 1:
             raise ValueError("not a rotation")
         rotations.append(rotation)

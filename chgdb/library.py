@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 
 from chgdb.errors import StoreError
 
-__all__ = ["GENERIC", "LATEST", "Atom", "Library", "load_library"]
+__all__ = [
+    "GENERIC",
+    "LATEST",
+    "LIBRARY_L",
+    "Atom",
+    "Library",
+    "library_file",
+    "library_name",
+    "load_library",
+    "read_library",
+]
 
 GENERIC = "X"
 """The entry for an element that the library does not know, or a density of another kind."""
@@ -73,6 +83,26 @@ class Library:
         return self.residual[np.minimum(g.astype(np.int64), last)]
 
 
+def library_name(number: int) -> str:
+    """The name of the file of a library, in the package and in a store."""
+    return f"atoms-{number}.npz"
+
+
+def library_file(number: int) -> bytes:
+    """The file of a library that came with the package.
+
+    Raises:
+        StoreError: this chgdb has no library of that number.
+    """
+    file = files("chgdb") / "libraries" / library_name(number)
+    if not file.is_file():
+        raise StoreError(
+            f"a payload needs the atom library {number}, which this chgdb lacks: "
+            "pip install --upgrade chgdb"
+        )
+    return file.read_bytes()
+
+
 @lru_cache(maxsize=4)
 def load_library(number: int = LATEST) -> Library:
     """A library that came with the package.
@@ -80,25 +110,24 @@ def load_library(number: int = LATEST) -> Library:
     Raises:
         StoreError: this chgdb has no library of that number.
     """
-    file = files("chgdb") / "libraries" / f"atoms-{number}.npz"
-    if not file.is_file():
-        raise StoreError(
-            f"a payload needs the atom library {number}, which this chgdb lacks: "
-            "pip install --upgrade chgdb"
-        )
-    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
-        content = {
+    return read_library(library_file(number), number)
+
+
+def read_library(content: bytes, number: int) -> Library:
+    """The library in a file, such as one that `scripts/fit_library.py` made."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        numbers = {
             name: archive[name].astype(np.float64) for name in archive.files if name != "elements"
         }
         elements = [str(symbol) for symbol in archive["elements"]]
     atoms = {}
     for index, element in enumerate(elements):
-        deviations = [content[f"deviations_{l}"][index] for l in range(LIBRARY_L + 1)]
+        deviations = [numbers[f"deviations_{l}"][index] for l in range(LIBRARY_L + 1)]
         kept = [deviation > 0 for deviation in deviations]
         atoms[element] = Atom(
-            radius=float(content["radius"][index]),
-            mean=content["mean"][index],
-            modes=tuple(content[f"modes_{l}"][index][kept[l]] for l in range(LIBRARY_L + 1)),
+            radius=float(numbers["radius"][index]),
+            mean=numbers["mean"][index],
+            modes=tuple(numbers[f"modes_{l}"][index][kept[l]] for l in range(LIBRARY_L + 1)),
             deviations=tuple(d[k] for d, k in zip(deviations, kept, strict=True)),
         )
-    return Library(number, atoms, content["residual"])
+    return Library(number, atoms, numbers["residual"])

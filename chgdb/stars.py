@@ -30,6 +30,9 @@ __all__ = [
 _WHOLE = 0.005
 """How far from a whole number h.w may be, so as to bear coordinates of 6 decimals."""
 
+_SAME_SHELL = 1e-9
+"""Relative difference of |G|^2 below which two vectors are of one length."""
+
 MAX_OPERATIONS = 6144
 """Operations of a group, at most: those of a 5 x 5 x 5 supercell of a cubic primitive cell."""
 
@@ -92,17 +95,17 @@ def closure(rotations: NDArray[np.int64], translations: NDArray[np.float64]) -> 
         ValueError: it has more than `MAX_OPERATIONS` operations, so they are of no crystal.
     """
     group = [(np.eye(3, dtype=np.int64), np.zeros(3))]
-    shifts: dict[bytes, list[NDArray[np.float64]]] = {group[0][0].tobytes(): [group[0][1]]}
+    shifts = {group[0][0].tobytes(): np.zeros((1, 3))}
     for known_rotation, known_translation in group:  # grows while it is walked
         for rotation, translation in zip(rotations, translations, strict=True):
             product = rotation @ known_rotation
             shift = (rotation @ known_translation + translation) % 1.0
-            same = shifts.setdefault(product.tobytes(), [])
-            if any(_is_whole(shift - other) for other in same):
+            same = shifts.get(product.tobytes(), np.zeros((0, 3)))
+            if _is_among(shift, same):
                 continue
             if len(group) == MAX_OPERATIONS:
                 raise ValueError("operations that are of no crystal")
-            same.append(shift)
+            shifts[product.tobytes()] = np.concatenate([same, shift[None]])
             group.append((product, shift))
     return Operations(np.array([w for w, _ in group]), np.array([t for _, t in group]))
 
@@ -111,11 +114,13 @@ def _contains(
     operations: Operations, rotation: NDArray[np.int64], translation: NDArray[np.float64]
 ) -> bool:
     same = (operations.rotations == rotation).all(axis=(1, 2))
-    return any(_is_whole(translation - other) for other in operations.translations[same])
+    return _is_among(translation, operations.translations[same])
 
 
-def _is_whole(shift: NDArray[np.float64]) -> bool:
-    return bool(np.abs(shift - np.rint(shift)).max() < _WHOLE)
+def _is_among(shift: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Whether a translation is one of several, but for whole numbers."""
+    apart = shift - others
+    return bool((np.abs(apart - np.rint(apart)).max(axis=1, initial=0.0) < _WHOLE).any())
 
 
 def _order(rotation: NDArray[np.int64]) -> int:
@@ -179,7 +184,7 @@ class Stars:
             new = turned & ~is_real
             phase[new] = -np.pi * turns[new]
             is_real |= turned
-        order = np.lexsort((own, _square(h, metric)))
+        order = np.lexsort((own, _shells(_square(h, metric))))
         order = order[allowed[order]]
         self.h = h[order]
         self.g = np.sqrt(_square(self.h, metric))
@@ -299,6 +304,15 @@ def _square(h: NDArray[np.int64], metric: list[list[float]]) -> NDArray[np.float
     diagonal = x * x * metric[0][0] + y * y * metric[1][1] + z * z * metric[2][2]
     mixed = x * y * metric[0][1] + x * z * metric[0][2] + y * z * metric[1][2]
     return (diagonal + 2.0 * mixed) * _FOUR_PI_SQUARED
+
+
+def _shells(squares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The number of the shell of each |G|^2, from the innermost; equal to rounding is equal."""
+    order = np.argsort(squares, kind="stable")
+    ordered = squares[order]
+    shells = np.zeros(len(squares), dtype=np.int64)
+    shells[order[1:]] = np.cumsum(np.diff(ordered) > _SAME_SHELL * ordered[1:])
+    return shells
 
 
 def _half_sphere(grid: Grid, metric: list[list[float]], g_max: float) -> NDArray[np.int64]:

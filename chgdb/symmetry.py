@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from chgdb.schema import CRYSTAL_SYSTEMS
 from chgdb.stars import MAX_OPERATIONS, Operations
 
 __all__ = ["Symmetry", "find_operations", "find_symmetry"]
+
+
+_ASKING = Lock()
+"""The filters of warnings belong to all threads."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def _ask(question: Callable[..., Any], structure: Structure, symprec: float) -> 
         structure.frac_coords.tolist(),
         [kinds[symbol] for symbol in structure.species],
     )
-    with warnings.catch_warnings():
+    with _ASKING, warnings.catch_warnings():
         # spglib 2.7 to 2.x warns that it will raise instead of returning None; both are handled.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
