@@ -12,7 +12,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numcodecs.zstd import compress, decompress
@@ -73,8 +73,10 @@ class Payload:
         data: the bytes.
         method: "crystal", "grid" or "lossless"; of the density and of the magnetization's
             components, where they differ, joined by "+".
-        error: of the decoded density on the source's grid.
-        magnetization_nmae: the largest over the magnetization's components, %, None without one.
+        error: of the decoded density on the source's grid; its largest error is that of the
+            magnetization where that is larger.
+        magnetization_nmae: the largest over the magnetization's components, %, as `Tolerance`
+            counts it; None without one.
     """
 
     data: bytes
@@ -86,7 +88,7 @@ class Payload:
 def encode(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payload:
     """The shortest payload within the tolerance, with its errors as decoded.
 
-    Electrons are kept to 1e-9.
+    Electrons are kept to 4e-9.
 
     Args:
         density: with or without magnetization.
@@ -99,15 +101,21 @@ def encode(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payloa
     structure, size = density.structure, float(np.abs(density.values).mean())
     if size == 0.0:
         raise InputError("the density is zero everywhere")
-    fields = [_encode(density.values, structure, _limits(tolerance, size), generic=False)]
     spins = () if density.magnetization is None else density.magnetization
-    for spin in spins:
-        of_spin = _limits(tolerance, max(float(np.abs(spin).mean()), _NEGLIGIBLE * size))
-        fields.append(_encode(spin, structure, of_spin, generic=True))
+    fields = []
+    for values in (density.values, *spins):
+        limits = _limits(tolerance, values, least=_NEGLIGIBLE * size)
+        generic = values is not density.values
+        fields.append(_encode(values, structure, limits, generic=generic))
     data = _packed(fields, density)
     back = decode(data, structure)
+    largest = float(np.abs(back.values - density.values).max())
+    if density.magnetization is not None and back.magnetization is not None:
+        differences = np.abs(back.magnetization - density.magnetization)
+        largest = max(largest, float(differences.max()))
+    error = replace(compare(back, density), max_error=largest)
     names = dict.fromkeys(("lossless", "grid", "crystal")[min(tag, 2)] for tag, _ in fields)
-    return Payload(data, "+".join(names), compare(back, density), _spin_nmae(back, density))
+    return Payload(data, "+".join(names), error, _spin_nmae(back, density))
 
 
 def decode(data: bytes, structure: Structure, grid: Grid | None = None) -> ChargeDensity:
@@ -125,29 +133,30 @@ def decode(data: bytes, structure: Structure, grid: Grid | None = None) -> Charg
     own, fields = _unpacked(data, structure)
     values = []
     for tag, body in fields:
-        if tag >= _CRYSTAL:
-            field = decode_field(body, structure, own, tag - _CRYSTAL + 1)
-        else:
-            field = _exact(body, own) if tag == _LOSSLESS else _from_grid(body, own)
+        field = _decode(tag, body, structure, own)
         values.append(field if grid is None else fourier_resample(field, grid))
     return ChargeDensity(values[0], structure, np.stack(values[1:]) if values[1:] else None)
 
 
-def _limits(tolerance: Tolerance, size: float) -> Limits:
+def _limits(tolerance: Tolerance, values: NDArray[np.float64], least: float) -> Limits:
+    """The limits of one field, whose mean size counts as `least` if it is less."""
     nmae, largest = tolerance.nmae, tolerance.max_error
+    sizes = np.abs(values)
+    mean, peak = max(float(sizes.mean()), least), max(float(sizes.max()), least)
     return Limits(
-        mean_error=math.inf if nmae is None else nmae / 100.0 * size,
-        max_error=math.inf if largest is None else largest,
+        mean_error=math.inf if nmae is None else nmae / 100.0 * mean,
+        max_error=math.inf if largest is None else min(largest, peak),
     )
 
 
 def _spin_nmae(back: ChargeDensity, density: ChargeDensity) -> float | None:
-    """The largest NMAE of the components that are not zero everywhere, %."""
+    """The largest NMAE of the components, %; of 1e-4 of the density where they are less."""
     if density.magnetization is None or back.magnetization is None:
         return None
-    sizes = np.abs(density.magnetization).sum(axis=(1, 2, 3))
+    least = _NEGLIGIBLE * float(np.abs(density.values).sum())
+    sizes = np.maximum(np.abs(density.magnetization).sum(axis=(1, 2, 3)), least)
     errors = np.abs(back.magnetization - density.magnetization).sum(axis=(1, 2, 3))
-    return float((100.0 * errors / np.where(sizes == 0.0, 1.0, sizes)).max())
+    return float((100.0 * errors / sizes).max())
 
 
 # ---------------------------------------------------------------------- one field
@@ -158,6 +167,7 @@ def _encode(
 ) -> tuple[int, bytes]:
     """The shortest body of a field, and the tag that says how it is written."""
     candidates: list[tuple[int, bytes]] = []
+    grid = (values.shape[0], values.shape[1], values.shape[2])
     if limits.mean_error > 0 and limits.max_error > 0:
         try:
             if not generic and abs(float(values.mean())) * structure.volume < _FEWEST_ELECTRONS:
@@ -170,7 +180,18 @@ def _encode(
             candidates += [(_GRID, body) for body in _on_grid(values, limits)]
     if not candidates or len(candidates[0][1]) > values.size:
         candidates.append((_LOSSLESS, _planes(np.ascontiguousarray(values, dtype="<f8"))))
-    return min(candidates, key=lambda candidate: len(candidate[1]))
+    candidates.sort(key=lambda candidate: len(candidate[1]))
+    for tag, body in candidates:
+        if tag == _LOSSLESS or limits.share(_decode(tag, body, structure, grid) - values) <= 1.0:
+            return tag, body
+    return _LOSSLESS, _planes(np.ascontiguousarray(values, dtype="<f8"))
+
+
+def _decode(tag: int, body: bytes, structure: Structure, grid: Grid) -> NDArray[np.float64]:
+    """One field on its own grid."""
+    if tag >= _CRYSTAL:
+        return decode_field(body, structure, grid, tag - _CRYSTAL + 1)
+    return _exact(body, grid) if tag == _LOSSLESS else _from_grid(body, grid)
 
 
 def _on_grid(values: NDArray[np.float64], limits: Limits) -> Iterator[bytes]:
@@ -180,7 +201,7 @@ def _on_grid(values: NDArray[np.float64], limits: Limits) -> Iterator[bytes]:
     """
     step = min(4.0 * limits.mean_error, 2.0 * limits.max_error) * (1 - 2.0**-20)
     for _ in range(40):
-        if float(np.abs(values).max()) / step >= 2.0**60:
+        if float(np.abs(values).max()) / step >= 2.0**57:
             return
         rounded = np.rint(values / step).astype(np.int64)
         mean = float(values.mean())

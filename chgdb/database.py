@@ -875,6 +875,8 @@ def _keep_library(store: Path) -> None:
     path = store / library_name(LATEST)
     if not path.exists():
         replace_file(path, library_file(LATEST))
+    elif path.read_bytes() != library_file(LATEST):
+        raise StoreError(f"{shown(path)}: not the atom library of this name; remove it")
 
 
 def _load_codec(folder: Path, device: str) -> Codec:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chgdb.density import Structure
 from chgdb.multipoles import sites
-from chgdb.stars import Operations, closure, generators
+from chgdb.stars import Operations, closure, generators, wrapped
 from chgdb.symmetry import find_operations
 
 __all__ = [
@@ -45,9 +45,9 @@ def groups_of(
     """Groups to try: that of the structure as far as the field has it, then P1."""
     found = find_operations(structure, symprec)
     if len(found) > 1:
-        holds = _holds(values, found, rms)
+        holds = _leave_unchanged(values, found, rms)
         if not holds.all():
-            # Operations that hold form a group; spglib's list is closed, so a product is in it.
+            # If rounding made them no group, their closure is larger, and P1 is taken.
             chosen = np.flatnonzero(holds)
             found = Operations(found.rotations[chosen], found.translations[chosen])
         with suppress(ValueError):
@@ -58,7 +58,9 @@ def groups_of(
     yield Operations.identity()
 
 
-def _holds(values: NDArray[np.float64], operations: Operations, rms: float) -> NDArray[np.bool_]:
+def _leave_unchanged(
+    values: NDArray[np.float64], operations: Operations, rms: float
+) -> NDArray[np.bool_]:
     """Which operations leave the strongest coefficients of a field as they are."""
     grid = (values.shape[0], values.shape[1], values.shape[2])
     spectrum = np.fft.rfftn(values) / values.size
@@ -133,7 +135,7 @@ def group_from(structure: Structure, described: Sequence[Described]) -> Operatio
         if abs(round(float(np.linalg.det(rotation)))) != 1:
             raise ValueError("not a rotation")
         rotations.append(rotation)
-        shifts.append((coords[candidates[target]] - rotation @ coords[first]) % 1.0)
+        shifts.append(wrapped(coords[candidates[target]] - rotation @ coords[first]))
     return closure(np.array(rotations), np.array(shifts))
 
 

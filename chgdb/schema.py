@@ -118,7 +118,11 @@ _RECORD = (
         "payload_nmae", "real", "%", "NMAE of the decoded payload on the source grid", nullable=True
     ),
     Column(
-        "payload_max_error", "real", "e/A^3", "largest error of the decoded payload", nullable=True
+        "payload_max_error",
+        "real",
+        "e/A^3",
+        "largest error of the decoded payload, magnetization too",
+        nullable=True,
     ),
     Column(
         "payload_electron_error",

@@ -25,10 +25,14 @@ __all__ = [
     "closure",
     "generators",
     "reciprocal_metric",
+    "wrapped",
 ]
 
 _WHOLE = 0.005
 """How far from a whole number h.w may be, so as to bear coordinates of 6 decimals."""
+
+_CUT = 0.00231847
+"""Below 0, where translations begin again."""
 
 _SAME_SHELL = 1e-9
 """Relative difference of |G|^2 below which two vectors are of one length."""
@@ -43,7 +47,7 @@ class Operations:
 
     Attributes:
         rotations: shape (n, 3, 3), W, whole numbers.
-        translations: shape (n, 3), w, in [0, 1).
+        translations: shape (n, 3), w, as `wrapped` gives them.
     """
 
     rotations: NDArray[np.int64]
@@ -99,7 +103,7 @@ def closure(rotations: NDArray[np.int64], translations: NDArray[np.float64]) -> 
     for known_rotation, known_translation in group:  # grows while it is walked
         for rotation, translation in zip(rotations, translations, strict=True):
             product = rotation @ known_rotation
-            shift = (rotation @ known_translation + translation) % 1.0
+            shift = wrapped(rotation @ known_translation + translation)
             same = shifts.get(product.tobytes(), np.zeros((0, 3)))
             if _is_among(shift, same):
                 continue
@@ -108,6 +112,16 @@ def closure(rotations: NDArray[np.int64], translations: NDArray[np.float64]) -> 
             shifts[product.tobytes()] = np.concatenate([same, shift[None]])
             group.append((product, shift))
     return Operations(np.array([w for w, _ in group]), np.array([t for _, t in group]))
+
+
+def wrapped(translations: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Translations less whole numbers, in [-0.00231847, 0.99768153).
+
+    The phase of a star depends on which of w and w + 1 is taken. So the cut lies where no
+    translation of a crystal does: one of 0 that comes out as -1e-16 stays next to 0.
+    """
+    shifts: NDArray[np.float64] = translations - np.floor(translations + _CUT)
+    return shifts
 
 
 def _contains(
@@ -204,17 +218,6 @@ class Stars:
     def per_coefficient(self, per_star: NDArray[np.float64]) -> NDArray[np.float64]:
         """What belongs to each star, repeated for each of its coefficients."""
         return per_star[self._columns]
-
-    def cut(self, n_stars: int) -> Stars:
-        """The first stars only, for shorter sums."""
-        cut = object.__new__(Stars)
-        cut.__dict__.update(self.__dict__)
-        cut.__dict__.pop("_members", None)
-        for name in ("h", "g", "is_real", "multiplicity", "_phase", "_weight"):
-            setattr(cut, name, getattr(self, name)[:n_stars])
-        n = int(np.searchsorted(self._columns, n_stars))
-        cut._columns, cut._imaginary = self._columns[:n], self._imaginary[:n]
-        return cut
 
     def coefficients(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of a field on the grid; of its symmetric part if it is not symmetric.

@@ -13,7 +13,7 @@ import spglib
 
 from chgdb.density import Structure
 from chgdb.schema import CRYSTAL_SYSTEMS
-from chgdb.stars import MAX_OPERATIONS, Operations
+from chgdb.stars import MAX_OPERATIONS, Operations, wrapped
 
 __all__ = ["Symmetry", "find_operations", "find_symmetry"]
 
@@ -66,7 +66,7 @@ def find_operations(structure: Structure, symprec: float) -> Operations:
     if found is None or len(found["rotations"]) > MAX_OPERATIONS:
         return Operations.identity()
     rotations = np.asarray(found["rotations"], dtype=np.int64)
-    translations = np.asarray(found["translations"], dtype=np.float64) % 1.0
+    translations = wrapped(np.asarray(found["translations"], dtype=np.float64))
     plain = (rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2))
     near_zero = np.abs(translations - np.rint(translations)).max(axis=1) < 1e-3
     identity_first = np.argsort(~(plain & near_zero), kind="stable")

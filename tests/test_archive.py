@@ -29,6 +29,7 @@ from chgdb.density import ChargeDensity, Grid, Structure
 from chgdb.errors import ChgdbError, InputError, StoreError
 from chgdb.formats import read_density
 from chgdb.grid import fourier_resample
+from chgdb.stars import wrapped
 
 ROOT = Path(__file__).parents[1]
 FROZEN = ROOT / "tests" / "data" / "payloads-v1"
@@ -576,3 +577,47 @@ def test_payloads_of_released_versions_are_read(path: Path | None) -> None:
         )
     else:
         assert back.magnetization is None
+
+
+@pytest.mark.parametrize("path", sorted(FROZEN.glob("*.bin")), ids=lambda path: path.stem)
+def test_rounding_of_translations_turns_no_phase(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A translation of 0 that comes out as -1e-16 is not 1 - 1e-16, which would flip signs."""
+    known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    structure = Structure(known["lattice"], tuple(known["species"]), known["frac_coords"])
+    exact = decode(path.read_bytes(), structure).values
+    noise = np.random.default_rng(0)
+
+    def noisy(translations: NDArray[np.float64]) -> NDArray[np.float64]:
+        return wrapped(translations + noise.uniform(-2e-16, 2e-16, translations.shape))
+
+    monkeypatch.setattr("chgdb.stars.wrapped", noisy)
+    monkeypatch.setattr("chgdb.groups.wrapped", noisy)
+    again = decode(path.read_bytes(), structure).values
+    np.testing.assert_allclose(again, exact, atol=1e-9 * np.abs(exact).max())
+
+
+def test_a_limit_above_the_density_is_kept_all_the_same() -> None:
+    density, _ = read_density(ROOT / "examples" / "mp-149.CHGCAR.gz")
+    payload = encode(density, Tolerance(None, 1e9))
+    assert payload.error.max_error <= density.values.max()
+
+
+def test_a_negligible_magnetization_is_measured_against_the_density() -> None:
+    """As the tolerance counts it, so that what was stored within it is found within it."""
+    density, _ = read_density(ROOT / "examples" / "mp-149.CHGCAR.gz")
+    spin = 1e-7 * (density.values - density.values.mean())[None]
+    payload = encode(ChargeDensity(density.values, density.structure, spin))
+    assert payload.magnetization_nmae is not None
+    assert payload.magnetization_nmae <= 0.1
+
+
+def test_the_largest_error_is_that_of_the_magnetization_too() -> None:
+    density, _ = read_density(ROOT / "examples" / "mp-149.CHGCAR.gz")
+    spin = 10.0 * density.values[None]
+    payload = encode(ChargeDensity(density.values, density.structure, spin), Tolerance(1.0))
+    back = decode(payload.data, density.structure)
+    assert back.magnetization is not None
+    assert payload.error.max_error == np.abs(back.magnetization - spin).max()
+    assert payload.error.max_error > np.abs(back.values - density.values).max()

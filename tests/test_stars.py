@@ -320,26 +320,6 @@ def test_the_sphere_takes_whole_stars(name: str, grid: Grid, g_max: float) -> No
     np.testing.assert_allclose(full.g, exact, rtol=1e-9)
 
 
-@settings(deadline=None, max_examples=30)
-@given(names, grids, st.integers(0, 60), seeds)
-def test_the_first_stars_alone(name: str, grid: Grid, n_stars: int, seed: int) -> None:
-    structure, operations = setting(name)
-    stars = Stars(structure, grid, operations)
-    n_stars = min(n_stars, len(stars.h))
-    c = np.random.default_rng(seed).normal(size=stars.n_coefficients)
-    field = stars.field(c)
-    cut = stars.cut(n_stars)
-    kept = cut.n_coefficients
-    np.testing.assert_array_equal(cut.h, stars.h[:n_stars])
-    np.testing.assert_allclose(cut.coefficients(field), c[:kept], atol=1e-11)
-    c[kept:] = 0
-    np.testing.assert_allclose(cut.field(c[:kept]), stars.field(c), atol=1e-11)
-    values = np.arange(float(len(stars.h)))
-    np.testing.assert_array_equal(
-        stars.per_coefficient(values)[:kept], cut.per_coefficient(values[:n_stars])
-    )
-
-
 # ---------------------------------------------------------------- the same on every machine
 
 
