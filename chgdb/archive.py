@@ -25,7 +25,7 @@ from chgdb.grid import fourier_resample
 from chgdb.library import LATEST
 from chgdb.metrics import DensityError, compare
 
-__all__ = ["Payload", "Tolerance", "decode", "encode"]
+__all__ = ["Payload", "Tolerance", "check", "decode", "encode"]
 
 PAYLOAD_VERSION = 1
 
@@ -136,6 +136,15 @@ def decode(data: bytes, structure: Structure, grid: Grid | None = None) -> Charg
         field = _decode(tag, body, structure, own)
         values.append(field if grid is None else fourier_resample(field, grid))
     return ChargeDensity(values[0], structure, np.stack(values[1:]) if values[1:] else None)
+
+
+def check(data: bytes, structure: Structure) -> None:
+    """Refuse a payload that is damaged, without decoding it.
+
+    Raises:
+        StoreError: as `decode`.
+    """
+    _unpacked(data, structure)
 
 
 def _limits(tolerance: Tolerance, values: NDArray[np.float64], least: float) -> Limits:
@@ -282,14 +291,14 @@ def _unpacked(data: bytes, structure: Structure) -> tuple[Grid, list[tuple[int, 
     if len(data) < 5:
         raise StoreError("a payload is damaged: it is too short")
     version, checksum = struct.unpack_from("<BI", data)
+    content = data[5:]
+    if _checksum(content, structure) != checksum:
+        raise StoreError("a payload is damaged, or of another structure (checksum)")
     if version != PAYLOAD_VERSION:
         raise StoreError(
             f"a payload is of version {version}; this chgdb reads {PAYLOAD_VERSION}: "
             "pip install --upgrade chgdb"
         )
-    content = data[5:]
-    if _checksum(content, structure) != checksum:
-        raise StoreError("a payload is damaged, or of another structure (checksum)")
     try:
         (n1, n2, n3, n_fields), position = _varints(content, 0, 4)
         if min(n1, n2, n3) < 1 or n1 * n2 * n3 > _MOST_POINTS or n_fields not in (1, 2, 4):

@@ -416,7 +416,7 @@ def _write_densities(
         typer.echo(
             f"{record.id}: {target} ({_by(density.grid)} points, "
             f"{density.n_electrons:.4f} electrons; {density.origin}, "
-            f"NMAE {density.nmae:.3g} % against its source when stored)"
+            f"NMAE {density.nmae:.3g} % on the grid of its source)"
         )
         if record.row["magnetization"] is not None and density.magnetization is None:
             _warn(f"{record.id}: the total density; a latent does not hold the magnetization")

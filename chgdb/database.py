@@ -474,6 +474,8 @@ class Database:
         from chgdb.density import Latent
 
         stored = self._arrays.read(row["row"], row["id"])
+        if not stored.values.any():
+            raise StoreError(f"{shown(self.path)}: the latent of {row['id']} is missing")
         return Latent(stored.values, stored.work_grid, stored.n_electrons)
 
     @cached_property
@@ -606,7 +608,7 @@ class Database:
             for start in range(0, len(records), BATCH):
                 part = records[start : start + BATCH]
                 latents = [record.latent().values for record in part]
-                payloads = [record.payload() or b"" for record in part]
+                payloads = [_whole_payload(record) for record in part]
                 rows = [record.row for record in part]
                 target._commit(rows, latents, payloads, replacing=False)
         return Database(path, device=self.device)
@@ -854,6 +856,8 @@ def _check_add(
 
 
 def _check_grid(grid: Sequence[int]) -> None:
+    if not isinstance(grid, Sequence):
+        raise InputError(f"grid {grid}: give three positive numbers of points")
     text = ",".join(map(str, grid))
     if len(grid) != 3 or min(grid) < 1:
         raise InputError(f"grid {text}: give three positive numbers of points")
@@ -862,6 +866,24 @@ def _check_grid(grid: Sequence[int]) -> None:
             f"grid {text}: {math.prod(grid)} points; at most {LARGEST_GRID} (512 x 512 x 512) are "
             "decoded"
         )
+
+
+def _whole_payload(record: Record) -> bytes:
+    """The payload of a record, checked; empty if it has none.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    from chgdb.archive import check
+
+    payload = record.payload()
+    if payload is None:
+        return b""
+    try:
+        check(payload, record.structure)
+    except StoreError as error:
+        raise StoreError(f"{record.id}: {error}") from error
+    return payload
 
 
 def _keep_library(store: Path) -> None:

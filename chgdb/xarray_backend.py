@@ -90,6 +90,10 @@ class ChgdbBackend(BackendEntrypoint):
             InputError: the grid is not three positive numbers.
         """
         database = Database(Path(filename_or_obj))
+        if not (material is None or isinstance(material, str)):
+            raise InputError(
+                "material: give one id, or open all and select with .sel(material=...)"
+            )
         if material is None:
             rows = database.select().rows()
         else:

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from chgdb.archive import Payload, Tolerance, decode, encode
+from chgdb.archive import Payload, Tolerance, check, decode, encode
 from chgdb.density import ChargeDensity, Grid, Structure
 from chgdb.errors import ChgdbError, InputError, StoreError
 from chgdb.formats import read_density
@@ -621,3 +621,11 @@ def test_the_largest_error_is_that_of_the_magnetization_too() -> None:
     assert back.magnetization is not None
     assert payload.error.max_error == np.abs(back.magnetization - spin).max()
     assert payload.error.max_error > np.abs(back.values - density.values).max()
+
+
+def test_zero_bytes_are_damage_and_need_no_upgrade() -> None:
+    """What an erased or missing shard reads as."""
+    with pytest.raises(StoreError, match="damaged"):
+        check(bytes(60), DIAMOND)
+    with pytest.raises(StoreError, match="damaged"):
+        decode(bytes(60), DIAMOND)

@@ -149,7 +149,7 @@ def test_get_decode_says_where_and_how_well(
         "mp-1: mp-1.CHGCAR.vasp (16 x 18 x 20 points, 8.0000 electrons; {}, NMAE {:.3g} % against"
     )
     assert out.startswith(told.format("payload", row["payload_nmae"]))
-    assert out.endswith(" its source when stored)\n")
+    assert out.endswith(" the grid of its source)\n")
     density, kind = read_density(tmp_path / "mp-1.CHGCAR.vasp")
     assert kind == "chgcar"
     assert density.n_electrons == pytest.approx(8.0)

@@ -944,6 +944,26 @@ def test_a_copy_that_fails_leaves_nothing(
     assert not list(target.parent.iterdir())
 
 
+def test_a_store_whose_payloads_are_gone_is_not_copied(database: Database, tmp_path: Path) -> None:
+    """Absent shards read as zeros, which are no payload: half a store was copied, perhaps."""
+    shutil.rmtree(database.path / ARRAYS_FOLDER / "payload" / "c")
+    with pytest.raises(StoreError, match=r"mp-1: a payload is damaged"):
+        database.copy(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_latent_that_is_gone_is_refused(database: Database) -> None:
+    shutil.rmtree(database.path / ARRAYS_FOLDER / "latent" / "c")
+    with pytest.raises(StoreError, match="the latent of mp-1 is missing"):
+        database.decode("mp-1", source="latent")
+    assert database["mp-1"].density().n_electrons == pytest.approx(8.0)
+
+
+def test_a_grid_that_is_one_number(database: Database) -> None:
+    with pytest.raises(InputError, match="three positive numbers"):
+        database.decode("mp-1", grid=5)  # type: ignore[arg-type]
+
+
 def test_a_new_store_needs_a_folder_of_its_own(models: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
