@@ -145,9 +145,7 @@ def test_get_decode_says_where_and_how_well(
     code, out, err = run("get", "mp-1", "--decode", "--store", store)
     assert (code, err) == (0, "")
     row = Database(store)["mp-1"].row
-    told = (
-        "mp-1: mp-1.CHGCAR.vasp (16 x 18 x 20 points, 8.0000 electrons; {}, NMAE {:.3g} % against"
-    )
+    told = "mp-1: mp-1.CHGCAR.vasp (16 x 18 x 20 points, 8.0000 electrons; {}, NMAE {:.3g} % on"
     assert out.startswith(told.format("payload", row["payload_nmae"]))
     assert out.endswith(" the grid of its source)\n")
     density, kind = read_density(tmp_path / "mp-1.CHGCAR.vasp")
