@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numcodecs.zstd import compress, decompress
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from chgdb.crystal import Limits, NotReachedError, decode_field, encode_field
 from chgdb.density import ChargeDensity, Grid, Structure
@@ -97,7 +98,12 @@ def encode(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payloa
     Raises:
         InputError: the density is zero everywhere.
     """
-    tolerance = tolerance or Tolerance()
+    # Sums in another order round otherwise; so one thread, and the same bytes everywhere.
+    with threadpool_limits(1):
+        return _encoded(density, tolerance or Tolerance())
+
+
+def _encoded(density: ChargeDensity, tolerance: Tolerance) -> Payload:
     structure, size = density.structure, float(np.abs(density.values).mean())
     if size == 0.0:
         raise InputError("the density is zero everywhere")

@@ -18,8 +18,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from threadpoolctl import threadpool_limits
-
 from chgdb.density import ChargeDensity
 from chgdb.errors import ChgdbError, InputError
 from chgdb.files import reason, shown
@@ -193,8 +191,6 @@ _sent_to_worker: tuple[Mapping[str, str] | None, Encode | None] = (None, None)
 def _start_worker(known: Mapping[str, str] | None, encode: Encode | None) -> None:
     global _sent_to_worker
     _sent_to_worker = known, encode
-    # One process per core: more threads than that would wait for each other.
-    threadpool_limits(1)
     # Ctrl-C reaches every process of a terminal; only the main one answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
