@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chgdb.density import ChargeDensity
-from chgdb.errors import InputError, MissingExtraError
-from chgdb.files import replacing, shown
+from chgdb.errors import InputError
+from chgdb.figures import new_figure, save_figure
 from chgdb.grid import fourier_resample
 from chgdb.metrics import compare_cells
 
@@ -54,11 +54,6 @@ def plot_slice(
             another suffix.
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("drawing", "plot") from error
     if normal not in _AXES:
         raise InputError(f"--normal {normal}: use a, b or c")
     if not np.isfinite(height):
@@ -76,23 +71,19 @@ def plot_slice(
         panels.append((title, plane, "density"))
     top = max(float(values.max()) for _, values, kind in panels if kind == "density")
     top = top if top > 0 else 1.0
-    figure = Figure(figsize=(4.2 * len(panels), 4.0), layout="constrained", dpi=120)
+    figure = new_figure(4.2 * len(panels), 4.0, dpi=120)
     for number, (name, values, kind) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
         peak = float(np.abs(values).max()) or 1.0
         colours: dict[str, Any] = (
             {"cmap": "viridis", "vmin": 0.0, "vmax": top}
             if kind == "density"
-            else {"cmap": mpl.colormaps["RdBu_r"], "vmin": -peak, "vmax": peak}
+            else {"cmap": "RdBu_r", "vmin": -peak, "vmax": peak}
         )
         _draw(axes, density, values, axis, height, colours)
         axes.set_title(name.replace("$", r"\$"), fontsize=10)
         figure.colorbar(axes.collections[0], ax=axes, shrink=0.8, label="e/Å³")
-    kind_of_file = Path(path).suffix[1:].lower()
-    if kind_of_file not in figure.canvas.get_supported_filetypes():
-        raise InputError(f"{shown(path)}: no picture has this suffix; use .png, .svg or .pdf")
-    with replacing(path) as partial:
-        figure.savefig(partial, format=kind_of_file)
+    save_figure(figure, path)
 
 
 def _plane(values: NDArray[np.float64], axis: int, height: float) -> NDArray[np.float64]:

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from chgdb.elements import SYMBOLS
 from chgdb.errors import QueryError
@@ -29,6 +29,7 @@ __all__ = [
     "Condition",
     "canonical_formula",
     "chemsys_condition",
+    "count_atoms",
     "elements_condition",
     "formula_condition",
     "parse_range",
@@ -71,6 +72,10 @@ class Condition:
         """What both ask."""
         sql = " AND ".join(part for part in (self.sql, other.sql) if part)
         return Condition(sql, self.parameters + other.parameters)
+
+    def asks(self, columns: Iterable[str]) -> bool:
+        """Whether it asks for any of some columns."""
+        return any(_quoted(column) in self.sql for column in columns)
 
 
 def parse_where(expression: str, columns: Mapping[str, str]) -> Condition:
@@ -170,7 +175,7 @@ def canonical_formula(text: str) -> str:
     Raises:
         QueryError: the text is no chemical formula or names an unknown element.
     """
-    counts = _count_atoms(text.strip())
+    counts = count_atoms(text, int)
     divisor = math.gcd(*counts.values())
     return "".join(
         symbol + (str(count // divisor) if count > divisor else "")
@@ -180,14 +185,27 @@ def canonical_formula(text: str) -> str:
 
 # --- formulas and elements ------------------------------------------------------------------
 
+_N = TypeVar("_N", int, float)
+
 _FORMULA_PART = re.compile(r"(?P<symbol>[A-Z][a-z]?)|(?P<open>\()|(?P<close>\))")
-_COUNT = re.compile(r"[1-9][0-9]{0,5}|(?![0-9])")
+_WHOLE = re.compile(r"[1-9][0-9]{0,5}|(?![0-9])")
+_DECIMAL = re.compile(r"(?:[1-9][0-9]{0,5}|0)(?:\.[0-9]{1,15})?|(?![0-9.])")
 
 
-def _count_atoms(formula: str) -> dict[str, int]:
-    """Atoms per element of a formula as written."""
+def count_atoms(text: str, number: type[_N]) -> dict[str, _N]:
+    """Atoms per element of a formula as written, groups in parentheses multiplied out.
+
+    Args:
+        text: "Y(SiNi)2".
+        number: `int` for whole counts only; `float` takes "Fe0.5" too.
+
+    Raises:
+        QueryError: the text is no chemical formula or names an unknown element.
+    """
+    formula = text.strip()
     problem = f"{_shown(formula)} is not a chemical formula; write it as in TiO2 or Ca(OH)2"
-    groups: list[dict[str, int]] = [{}]
+    count_pattern = _WHOLE if number is int else _DECIMAL
+    groups: list[dict[str, _N]] = [{}]
     position = 0
     while position < len(formula):
         part = _FORMULA_PART.match(formula, position)
@@ -197,16 +215,18 @@ def _count_atoms(formula: str) -> dict[str, int]:
         if part["open"]:
             groups.append({})
             continue
-        count = _COUNT.match(formula, position)
-        if not count or (part["close"] and len(groups) < 2):
+        count = count_pattern.match(formula, position)
+        times = number(count[0] or 1) if count else 0
+        if not count or not times or (part["close"] and len(groups) < 2):
             raise QueryError(problem)
         position = count.end()
         if part["symbol"]:
             _check_element(part["symbol"], f" in the formula {_shown(formula)}")
-        inner = {part["symbol"]: 1} if part["symbol"] else groups.pop()
-        for symbol, number in inner.items():
-            groups[-1][symbol] = groups[-1].get(symbol, 0) + number * int(count[0] or 1)
-    if len(groups) != 1 or not groups[0]:
+        inner = {part["symbol"]: number(1)} if part["symbol"] else groups.pop()
+        for symbol, inner_count in inner.items():
+            total = groups[-1].get(symbol, number(0)) + inner_count * times
+            groups[-1][symbol] = total
+    if len(groups) != 1 or not groups[0] or not all(groups[0].values()):
         raise QueryError(problem)
     return groups[0]
 

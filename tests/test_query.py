@@ -566,3 +566,12 @@ def test_importing_costs_nothing_but_the_standard_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert result.stdout.strip() == "set()"
+
+
+def test_a_condition_knows_which_columns_it_asks_for() -> None:
+    condition = parse_where("bulk_modulus > 1 AND id <> 'volume'", COLUMNS)
+    condition &= parse_range("n_atoms", "1:")
+    assert all(condition.asks([name]) for name in ("bulk_modulus", "id", "n_atoms"))
+    assert not condition.asks(["volume", "shear_modulus"])
+    assert condition.asks(["volume", "id"])
+    assert not Condition().asks(COLUMNS)
