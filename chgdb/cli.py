@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +28,9 @@ from chgdb.output import (
     show,
     show_json,
     show_mapping,
+    show_prediction,
     show_record,
+    show_scores,
 )
 from chgdb.resources import DEFAULT_ENCODER
 
@@ -45,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(help="Train encoders and measure them.", rich_markup_mode=None)
+train_app = typer.Typer(help="Train encoders and models of properties.", rich_markup_mode=None)
 app.add_typer(train_app, name="train")
 
 # ---------------------------------------------------------------------- options
@@ -72,6 +76,15 @@ Species = Annotated[
     str | None,
     typer.Option(
         metavar="Ti,O", help="Elements of a CHGCAR whose header does not name them (VASP 4)."
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|DIR",
+        help="The model, by its id or its folder; by default properties-1.",
+        show_default=False,
     ),
 ]
 GridOption = Annotated[
@@ -352,11 +365,22 @@ def get(
         _write_densities(database, ids, points, source, wanted, output)
     elif wanted in _STRUCTURE_SUFFIX:
         _write_structures(database, ids, wanted, output)
-    elif wanted is RecordFormat.JSON:
-        show_json([json_ready(record.row) for record in database.get(ids)])
     else:
-        for record in database.get(ids):
-            show_record(record.row)
+        _show_records(database, ids, wanted)
+
+
+def _show_records(database: Database, ids: Sequence[str], wanted: RecordFormat) -> None:
+    records = database.get(ids)
+    predicted = database.predicted(ids)
+    if wanted is not RecordFormat.JSON:
+        for record in records:
+            show_record(record.row, predicted.get(record.id))
+        return
+    objects = [json_ready(record.row) for record in records]
+    for item in objects:
+        if item["id"] in predicted:
+            item["predicted"] = predicted[item["id"]]
+    show_json(objects)
 
 
 def _wanted(output: Path | None, decode: bool) -> RecordFormat:
@@ -492,6 +516,101 @@ def plot(
     second = _load(reference, source, store, device) if reference else None
     plot_slice(first, output, reference=second, normal=normal, height=at, title=density)
     typer.echo(str(output))
+
+
+# ---------------------------------------------------------------------- predicting
+
+
+@app.command()
+def predict(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ID|FILE...", help="Material ids, and files of densities."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every material, into the store, where search finds it.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --all: predict also what is up to date.")
+    ] = False,
+    model: Model = None,
+    store: Store = None,
+    format: Annotated[Report, typer.Option(help="How to print it.")] = Report.TABLE,  # noqa: A002
+) -> None:
+    """Predict moduli, energies and the Debye temperature: chgdb predict mp-149 CHGCAR.
+
+    Each value comes with its 90 % interval, and with what speaks against trusting it.
+
+    With --all, features that are missing are computed, and the predictions are stored beside the
+    reference values; an interrupted run is resumed by repeating it.
+    """
+    if bool(targets) == everything:
+        raise InputError("name materials or files to predict, or give --all for every material")
+    if force and not everything:
+        raise InputError("--force goes with --all")
+    database = _open(store)
+    if everything:
+        _predict_all(database, model, force, format)
+        return
+    with progress_bar("predicting") as progress:
+        frame = database.predict(targets or [], model, progress=_heeding_interrupts(progress))
+    rows: list[dict[str, Any]] = [
+        {str(name): None if value != value else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+    if format is Report.CSV:
+        show(rows, tuple(rows[0]), format)
+        return
+    for row in rows:
+        row["neighbours"] = json.loads(row["neighbours"])
+    if format is Report.JSON:
+        show_json(rows)
+        return
+    for number, row in enumerate(rows):
+        if number:
+            typer.echo()
+        show_prediction(row)
+
+
+def _predict_all(database: Database, model: str | None, force: bool, wanted: Report) -> None:
+    start = perf_counter()
+    with progress_bar("predicting") as progress:
+        report = database.predict_all(model, force=force, progress=_heeding_interrupts(progress))
+    seconds = perf_counter() - start
+    if wanted is Report.TABLE:
+        typer.echo(
+            f"{report.predicted} predicted, {report.current} up to date; features of "
+            f"{report.features} computed; {seconds:.1f} s"
+        )
+    else:
+        counts = {
+            "predicted": report.predicted,
+            "up to date": report.current,
+            "features computed": report.features,
+            "failed": len(report.failed),
+            "seconds": round(seconds, 1),
+        }
+        show_mapping(counts, wanted)
+    for material_id, why in report.failed:
+        _say(f"error: {material_id}: {why.removeprefix(f'{material_id}: ')}")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def similar(
+    target: Annotated[
+        str, typer.Argument(metavar="ID|FILE", help="A material, or the file of a density.")
+    ],
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=1, metavar="N", help="How many.")
+    ] = 10,
+    store: Store = None,
+    format: Annotated[Report, typer.Option(help="How to print them.")] = Report.TABLE,  # noqa: A002
+) -> None:
+    """Find the materials whose densities are most alike: chgdb similar mp-149 -n 5."""
+    found = _open(store).nearest(target, number)
+    show(found.rows(), found.columns, format)
 
 
 # ---------------------------------------------------------------------- writing
@@ -735,12 +854,122 @@ def train_evaluate(
     )
 
 
+@train_app.command("properties")
+def train_properties_(
+    properties: Annotated[
+        Path,
+        typer.Option(metavar="CSV", help="Reference values by material, and the column split."),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the model.")
+    ],
+    networks: Annotated[int, typer.Option(min=1, metavar="N", help="Of each variant.")] = 4,
+    epochs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Passes over the training materials.")
+    ] = 150,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of networks and trees.")] = 0,
+    store: Store = None,
+) -> None:
+    """Fit the property model to the features in the store; an interrupted run is resumed."""
+    from chgdb.intake import read_properties
+    from chgdb.property_evaluation import write_card
+    from chgdb.train_properties import Settings, join, train_properties
+
+    features = _open(store).features()
+    known = read_properties(properties)
+    settings = Settings(networks=networks, epochs=epochs, seed=seed)
+    with progress_bar("training") as progress:
+        model = train_properties(
+            features,
+            known,
+            output,
+            model_id=output.resolve().name,
+            settings=settings,
+            progress=_heeding_interrupts(progress),
+        )
+    write_card(output, model, join(features, known))
+    typer.echo(f"{output}: {model.id} version {model.version}, {model.sha256[:12]}")
+
+
+@train_app.command("system")
+def train_system(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Such as latent-lightgbm or attention-cnn.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the system.")
+    ],
+    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Of a network, at most.")] = 60,
+    trials: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Settings that trees are tried with.")
+    ] = 40,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything.")] = 0,
+    store: Store = None,
+) -> None:
+    """Train one of the paper's systems on the materials of the store that have a density."""
+    from chgdb.systems import TrainOptions, system_data, train
+
+    data = system_data(_open(store))
+    options = TrainOptions(epochs=epochs, trials=trials)
+    train(name, data, seed=seed, out=output, options=options, progress=typer.echo)
+    typer.echo(str(output))
+
+
+@app.command()
+def evaluate(
+    properties: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="Reference values and split of more materials than the store has densities of.",
+        ),
+    ] = None,
+    part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    systems: Annotated[
+        bool, typer.Option(help="Also the trained systems of the paper, on the stored densities.")
+    ] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder for tables and figures."),
+    ] = None,
+    model: Model = None,
+    store: Store = None,
+    format: Annotated[Report, typer.Option(help="How to print it.")] = Report.TABLE,  # noqa: A002
+) -> None:
+    """Score the property models: R2, MAE and RMSE with 95 % bootstrap intervals.
+
+    Beside the default model stand the predictions that pydemi ships, where it is installed, and the
+    systems of the paper. With -o, parity plots, distributions and SHAP shares are drawn.
+    """
+    from chgdb.assessment import assess, write_assessment
+    from chgdb.intake import read_properties
+    from chgdb.system_models import SYSTEMS
+
+    result = assess(
+        _open(store),
+        read_properties(properties) if properties else None,
+        model=model,
+        systems=SYSTEMS if systems else (),
+        part=part,
+    )
+    rows = [
+        {str(name): value for name, value in row.items()}
+        for row in result.scores.to_dict("records")
+    ]
+    show_scores(rows, format)
+    if output is not None:
+        files = write_assessment(result, output)
+        typer.echo(f"{output}: {len(files)} files", err=True)
+
+
 # ---------------------------------------------------------------------- running
 
 
 _EXTRAS = {
     "lightgbm": "ml",
     "matplotlib": "plot",
+    "optuna": "ml",
+    "pydemi": "ml",
     "safetensors": "ml",
     "starlette": "web",
     "torch": "ml",

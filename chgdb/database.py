@@ -21,6 +21,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from chgdb import __version__
+from chgdb.derived import Derived
 from chgdb.errors import (
     ChgdbError,
     InputError,
@@ -31,6 +32,7 @@ from chgdb.errors import (
 )
 from chgdb.export import known_properties, structure_of
 from chgdb.files import PARTIAL_SUFFIX, one_line, reason, replace_file, shown
+from chgdb.predicting import Predictor, PredictReport
 from chgdb.query import (
     Condition,
     canonical_formula,
@@ -46,6 +48,9 @@ from chgdb.schema import (
     COLUMNS,
     CRYSTAL_SYSTEMS,
     FORMAT_VERSION,
+    PREDICTED,
+    PREDICTION_COLUMNS,
+    SEARCHABLE,
     TABLE_FOLDER,
     EncoderInfo,
     StoreInfo,
@@ -68,7 +73,16 @@ if TYPE_CHECKING:
     from chgdb.density import Grid, Latent, Structure
     from chgdb.intake import Intake
 
-__all__ = ["AddReport", "Database", "Filters", "OnConflict", "Range", "Record", "Source"]
+__all__ = [
+    "AddReport",
+    "Database",
+    "Filters",
+    "OnConflict",
+    "PredictReport",
+    "Range",
+    "Record",
+    "Source",
+]
 
 OnConflict = Literal["error", "skip", "replace"]
 """What `add` does with a file whose id is taken by a record of another file."""
@@ -88,6 +102,8 @@ BATCH = 128
 
 BATCH_POINTS = 2**23
 """Grid points beyond which a batch is complete, such as four of 128^3: bounds the memory."""
+
+_PREDICTED_VALUES = [f"{name}{end}" for name in PREDICTED for end in ("", "_low", "_high")]
 
 LARGEST_GRID = 2**27
 """Points of a grid to decode on: 512^3, 1 GB as an array and 3 GB while it is made."""
@@ -159,6 +175,15 @@ class Record:
         """The reference properties that are known, in the units of the schema."""
         return known_properties(self.row)
 
+    @cached_property
+    def predicted(self) -> dict[str, Any]:
+        """What the default model predicted, as of `Database.predicted`; empty if nothing.
+
+        Raises:
+            StoreError: the predictions are damaged.
+        """
+        return self._database.predicted([self.id]).get(self.id, {})
+
     @property
     def grid(self) -> Grid:
         """The grid of the source density."""
@@ -224,6 +249,14 @@ class Database:
         self.device = device
         self.info = StoreInfo.load(self.path)
         self._table = Table(self.path / TABLE_FOLDER)
+        self._derived = Derived(self.path, self._table)
+        self._predictor = Predictor(
+            self.path,
+            self._table,
+            self._derived,
+            decode=lambda row: self._from_payload(Record(self, row), None),
+            writing=lambda wait: self._writing(wait=wait),
+        )
 
     @classmethod
     def create(
@@ -319,10 +352,19 @@ class Database:
             "payload NMAE, median (%)": median(kept) if kept else None,
             "payload NMAE, largest (%)": max(kept, default=None),
             "payload, mean (bytes)": mean(sizes) if sizes else None,
+            **self._derived_summary(),
             "size on disk (MB)": _size(self.path) / 1e6,
             "attribution": self.info.attribution or None,
             "created by": self.info.created_by,
         }
+
+    def _derived_summary(self) -> dict[str, Any]:
+        """What the store holds of features and predictions, if anything."""
+        if not self._derived.exists:
+            return {}
+        features, *models = self._derived.count().items()
+        counts = {f"predictions of {model}": count for model, count in models}
+        return {"materials with features": features[1], **counts}
 
     def search(self, **filters: Unpack[Filters]) -> pd.DataFrame:
         """The records that fit, as a DataFrame; `select` says which filters there are.
@@ -351,7 +393,9 @@ class Database:
     ) -> Selection:
         """The records that fit every filter given, as plain tuples.
 
-        Lists may be written as text: "Ti,O".
+        Filters, `sort` and `columns` may also name what the default model predicted, such as
+        `predicted_bulk_modulus` (docs/cli.md); "everything" leaves it out. Lists may be written as
+        text: "Ti,O".
 
         Args:
             formula: such as "TiO2", "O2Ti" or "Ti2O4", which ask for the same.
@@ -387,13 +431,17 @@ class Database:
             condition &= parse_where(where, _column_kinds())
         if limit is not None and limit < 0:
             raise QueryError(f"limit {limit}: give a number that is not negative")
+        names = None if columns is None else _columns(columns)
+        order_by = None if sort is None else _column(sort)
+        named = not PREDICTION_COLUMNS.keys().isdisjoint({*(names or ()), order_by})
         return self._table.select(
             condition.sql,
             condition.parameters,
-            columns=None if columns is None else _columns(columns),
-            order_by=None if sort is None else _column(sort),
+            columns=names,
+            order_by=order_by,
             descending=descending,
             limit=limit,
+            joined=self._derived.joined if named or condition.asks(PREDICTION_COLUMNS) else None,
         )
 
     def decode(
@@ -490,6 +538,145 @@ class Database:
         """The encoder of this store, with the weights the store names."""
         encoder = self.info.encoder
         return _load_codec(find_model(encoder.id, encoder.weights_sha256), self.device)
+
+    # ------------------------------------------------------------------ predicting
+
+    def predict(
+        self,
+        targets: str | Path | Sequence[str | Path],
+        model: str | Path | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> pd.DataFrame:
+        """Properties of materials and of densities in files, predicted with their uncertainty.
+
+        A material is predicted from the stored features: those that came with a data set, or else
+        those of the density of its record, which are computed from the payload if they are not
+        there, and stored if the store can be written.
+
+        Args:
+            targets: ids of the materials, and files. A text that names a file is that file.
+            model: id or folder of the model; None for the default one.
+            progress: called with the number of targets done and of all.
+
+        Returns:
+            A row per target: `id` (or the name of the file), `formula`; of every property `NAME`
+            the value `NAME`, the 90 % interval `NAME_low` to `NAME_high` and the value in the store
+            `NAME_reference`, NaN where there is none; `in_training`, `outside_domain`, `foreign`
+            (of other pseudopotentials than the training data), `neighbours` (JSON, the nearest
+            materials in training and their distances), `features_from` ("density", "file" or the
+            name of a data set), `model` and `model_version`.
+
+        Raises:
+            UnknownIdError: a target is neither a file nor a material; the text suggests ids.
+            InputError: a file cannot be read.
+            ModelError: the model is not found, or damaged.
+            MissingExtraError: a package that the model needs is not installed.
+            StoreError: a record has no payload, or the store is damaged.
+        """
+        asked = [targets] if isinstance(targets, str | Path) else list(targets)
+        return self._predictor.predict(asked, model, progress)
+
+    def predict_all(
+        self,
+        model: str | Path | None = None,
+        *,
+        force: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PredictReport:
+        """Predict every material with features and store what comes out.
+
+        First the features of the records that have none are computed. Everything is committed in
+        small parts, and what is up to date is not done again: a run that was interrupted is
+        resumed by repeating it. Reference values are never touched. `select` finds the predictions
+        of the default model.
+
+        Args:
+            model: id or folder of the model; None for the default one.
+            force: predict also what is up to date.
+            progress: called with the number of materials done and of all.
+
+        Raises:
+            ModelError: the model is not found, or damaged.
+            MissingExtraError: a package that the model needs is not installed.
+            StoreError: the store cannot be written.
+        """
+        return self._predictor.predict_all(model, progress, force=force)
+
+    def features(self) -> pd.DataFrame:
+        """The feature table (`chgdb.features`) of all materials that have features.
+
+        Raises:
+            StoreError: the features are damaged.
+        """
+        return self._predictor.all_features()
+
+    def similar(self, target: str | Path, n: int = 10) -> pd.DataFrame:
+        """The materials whose densities are most like that of a material or a file.
+
+        The distance (`chgdb.similarity`) sees no origin, no orientation and no cell, and is the
+        same in every store.
+
+        Args:
+            target: an id, or a file.
+            n: how many, at most; the target itself is not among them.
+
+        Returns:
+            The nearest first: `id`, `formula`, `distance`, `spacegroup`, `volume_per_atom` (A^3),
+            `record` (whether the store has a record of it).
+
+        Raises:
+            InputError: `n` is not positive, or the file cannot be read.
+            UnknownIdError: the target is neither a file nor a material; the text suggests ids.
+            StoreError: the store has no features of materials, or is damaged.
+        """
+        return self.nearest(target, n).frame
+
+    def nearest(self, target: str | Path, n: int = 10) -> Selection:
+        """What `similar` finds, as plain tuples."""
+        return self._predictor.nearest(target, n)
+
+    def add_features(self, table: pd.DataFrame, origin: str) -> None:
+        """Store the features of the materials in a data set, with records or without.
+
+        Args:
+            table: a feature table (`chgdb.features`).
+            origin: the name of the data set; features from it that are there already are replaced.
+
+        Raises:
+            InputError: a column is missing or unknown, or a value cannot be stored.
+            StoreError: the store cannot be written.
+        """
+        with self._writing():
+            self._derived.add_features(table, origin)
+
+    def predicted(self, ids: str | Sequence[str]) -> dict[str, dict[str, Any]]:
+        """What the default model predicted of some records, by id; some may not be there.
+
+        Returns:
+            Of every property `NAME` the value `NAME` and the 90 % interval `NAME_low` to
+            `NAME_high`; `model`, `in_training` and `outside_domain`.
+
+        Raises:
+            StoreError: the predictions are damaged.
+        """
+        if not self._derived.exists:
+            return {}
+        found = self._table.select(
+            "list_contains(?, id) AND predicted_by IS NOT NULL",
+            [_ids(ids)],
+            columns=["id", *PREDICTION_COLUMNS],
+            joined=self._derived.joined,
+        )
+        return {
+            row["id"]: {
+                **{name: row[f"predicted_{name}"] for name in _PREDICTED_VALUES},
+                "model": row["predicted_by"],
+                "in_training": row["prediction_in_training"],
+                "outside_domain": row["prediction_outside_domain"],
+            }
+            for row in found
+        }
 
     # ------------------------------------------------------------------ writing
 
@@ -589,13 +776,15 @@ class Database:
         ids = list(dict.fromkeys(_ids(ids)))
         with self._writing():
             rows = [record.row["row"] for record in self.get(ids)]
+            self._derived.forget(ids)
             self._table.remove(ids)
             self._writable_arrays().erase(rows)
 
     def copy(self, path: str | Path, ids: Sequence[str] | None = None) -> Database:
         """A new store with some of the records (None: all), bit for bit; whole or not at all.
 
-        It has the newest format; a record without a payload stays without.
+        It has the newest format; a record without a payload stays without. Features and
+        predictions go with the records; if these are all, with those of materials without one.
 
         Raises:
             UnknownIdError: an id is not there.
@@ -611,6 +800,8 @@ class Database:
                 payloads = [_whole_payload(record) for record in part]
                 rows = [record.row for record in part]
                 target._commit(rows, latents, payloads, replacing=False)
+            copied = [record.id for record in records]
+            self._derived.copy_to(target._derived, None if len(copied) == len(self) else copied)
         return Database(path, device=self.device)
 
     def export(self, target: str | Path, **filters: Unpack[Filters]) -> int:
@@ -758,6 +949,8 @@ class Database:
         ids = [row["id"] for row in rows]
         old = self._table.select("list_contains(?, id)", [ids], columns=["row"]).values
         start = self._table.next_row
+        if old:
+            self._derived.forget(ids)
         _keep_library(self.path)
         arrays = self._writable_arrays()
         arrays.write(
@@ -779,7 +972,7 @@ class Database:
         return LatentArrays.open(self.path / ARRAYS_FOLDER, writable=True)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, *, wait: bool = True) -> Iterator[None]:
         """The lock of the store's one writer."""
         from filelock import FileLock, Timeout
 
@@ -794,7 +987,7 @@ class Database:
                 f"{path}: of format version {version}, which is only read; copy its records into a "
                 f"store that can be written: chgdb export NEW --store {path}"
             )
-        lock = FileLock(self.path / LOCK_FILE, timeout=LOCK_TIMEOUT)
+        lock = FileLock(self.path / LOCK_FILE, timeout=LOCK_TIMEOUT if wait else 0.0)
         try:
             lock.acquire()
         except Timeout as error:
@@ -956,9 +1149,9 @@ def _listed(values: str | Sequence[str]) -> list[str]:
 
 def _column(name: str) -> str:
     """The column that a user means; "-" stands for "_" and upper for lower case."""
-    if name in COLUMNS:
+    if name in SEARCHABLE:
         return name
-    by_lower = {column.lower(): column for column in COLUMNS}
+    by_lower = {column.lower(): column for column in SEARCHABLE}
     asked = name.lower().replace("-", "_")
     if asked in by_lower:
         return by_lower[asked]
@@ -977,13 +1170,15 @@ def _columns(names: str | Sequence[str]) -> list[str]:
 def _column_kinds() -> dict[str, str]:
     """Column name -> what the query language calls its type."""
     kinds = {"integer": "number", "real": "number"}
-    return {column.name: kinds.get(column.type, column.type) for column in COLUMNS.values()}
+    return {column.name: kinds.get(column.type, column.type) for column in SEARCHABLE.values()}
 
 
 def _range_condition(name: str, bounds: Range | int) -> Condition:
     column = _column(name)
     if _column_kinds()[column] != "number":
-        raise QueryError(f"{column} is {COLUMNS[column].type}: a range needs a column of numbers")
+        raise QueryError(
+            f"{column} is {SEARCHABLE[column].type}: a range needs a column of numbers"
+        )
     if isinstance(bounds, tuple):
         bounds = ":".join("" if bound is None else str(bound) for bound in bounds)
     return parse_range(column, str(bounds))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Autoencoder", "PaperNet", "PeriodicNet"]
+__all__ = ["Autoencoder", "PaperNet", "PeriodicNet", "TabularNet"]
 
 
 class Autoencoder(nn.Module):
@@ -169,3 +169,61 @@ class PeriodicNet(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         out: Tensor = self.decoder(z)
         return out
+
+
+class _DenseBlock(nn.Module):
+    """Two dense layers and a way around them."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.rise = nn.Linear(width, 2 * width)
+        self.fall = nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fall(self.dropout(F.silu(self.rise(self.norm(x)))))
+
+
+class TabularNet(nn.Module):
+    """Properties from numbers and a composition, whose elements are embedded.
+
+    Args:
+        inputs: numbers per material.
+        elements: length of a composition.
+        outputs: properties.
+        width: of the hidden layers.
+        embedding: numbers per element; one embedding of the shares and one of their roots.
+        blocks: of two dense layers.
+        dropout: share of the inputs and hidden numbers left out in training.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        elements: int,
+        outputs: int,
+        *,
+        width: int = 256,
+        embedding: int = 48,
+        blocks: int = 3,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.shares = nn.Linear(elements, embedding, bias=False)
+        self.roots = nn.Linear(elements, embedding, bias=False)
+        self.entry = nn.Linear(inputs + 2 * embedding, width)
+        self.blocks = nn.ModuleList(_DenseBlock(width, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.exit = nn.Linear(width, outputs)
+        self.direct = nn.Linear(elements, outputs, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, fractions: Tensor) -> Tensor:
+        """Shapes (material, input) and (material, element) to (material, output)."""
+        parts = [x, self.shares(fractions), self.roots(fractions.sqrt())]
+        hidden = self.entry(self.dropout(torch.cat(parts, dim=1)))
+        for block in self.blocks:
+            hidden = block(hidden)
+        result: Tensor = self.exit(self.norm(hidden)) + self.direct(fractions)
+        return result

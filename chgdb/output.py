@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from chgdb.export import STRUCTURE_COLUMNS, json_ready
-from chgdb.schema import COLUMNS
+from chgdb.schema import FEATURES, PREDICTED, SEARCHABLE
 
 __all__ = [
     "Listing",
@@ -22,7 +22,9 @@ __all__ = [
     "show",
     "show_json",
     "show_mapping",
+    "show_prediction",
     "show_record",
+    "show_scores",
 ]
 
 _PIPED_WIDTH = 10_000
@@ -30,6 +32,16 @@ _PIPED_WIDTH = 10_000
 
 _UNSHOWN = ("row", *STRUCTURE_COLUMNS)
 """Columns of a record that tell people nothing."""
+
+_COLUMNS = {**FEATURES, **SEARCHABLE}
+
+_FLAGS = {
+    "in_training": "in the training set: the model has seen the reference values of this material",
+    "outside_domain": "outside the training domain: unlike the materials that the model learned "
+    "from, so the interval may be too narrow",
+    "foreign": "other pseudopotential: predicted without what sees the cores of the atoms",
+}
+"""What the flags of a prediction mean."""
 
 
 class Report(StrEnum):
@@ -77,14 +89,95 @@ def show_mapping(mapping: Mapping[str, Any], format: Report) -> None:  # noqa: A
         show(rows, ("what", "value"), format)
 
 
-def show_record(row: Mapping[str, Any]) -> None:
-    """Print what is known of one record, one line a column, the structure left out."""
+def show_record(row: Mapping[str, Any], predicted: Mapping[str, Any] | None = None) -> None:
+    """Print what is known of one record, one line a column, the structure left out.
+
+    Args:
+        row: of the table.
+        predicted: what `Record.predicted` says.
+    """
     known = [
         (_heading(name), value)
         for name, value in row.items()
         if name not in _UNSHOWN and value is not None
     ]
+    if predicted:
+        known += [
+            (
+                _heading(f"predicted_{name}"),
+                f"{_cell(predicted[name])} ({_interval(predicted, name)})",
+            )
+            for name in PREDICTED
+            if predicted[name] is not None
+        ]
+        known.append(("predicted_by", predicted["model"]))
+        known += [
+            (f"prediction_{flag}", True)
+            for flag in ("in_training", "outside_domain")
+            if predicted[flag]
+        ]
     _show_table(known, ("column", "value"))
+
+
+def show_scores(rows: Sequence[Mapping[str, Any]], format: Report) -> None:  # noqa: A002
+    """Print scores of predictions; a table has one column per score with its interval.
+
+    Args:
+        rows: `system`, `target`, `n`, `coverage`, and `r2`, `mae` and `rmse` with `_low` and
+            `_high`.
+        format: how.
+    """
+    if format is not Report.TABLE:
+        show(rows, tuple(rows[0]), format)
+        return
+    cells = [
+        (
+            row["system"],
+            row["target"],
+            row["n"],
+            *(
+                f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
+                if name == "r2"
+                else f"{row[name]:.3g} ({row[f'{name}_low']:.3g} to {row[f'{name}_high']:.3g})"
+                for name in ("r2", "mae", "rmse")
+            ),
+            row["coverage"] if row["coverage"] == row["coverage"] else "",
+        )
+        for row in rows
+    ]
+    _show_table(cells, ("system", "target", "n", "R2", "MAE", "RMSE", "coverage"))
+
+
+def show_prediction(row: Mapping[str, Any]) -> None:
+    """Print the predictions for one target, for people.
+
+    Args:
+        row: of what `Database.predict` returns, with None for NaN and the neighbours as a list.
+    """
+    _show_text(f"{row['id']}: {row['formula']}")
+    values = [
+        (_heading(name), row[name], _interval(row, name), row[f"{name}_reference"])
+        for name in PREDICTED
+    ]
+    _show_table(values, ("property", "value", "90 % interval", "reference"))
+    for flag, meaning in _FLAGS.items():
+        if row[flag]:
+            _show_text(meaning)
+    near = ", ".join(
+        f"{id_} ({_cell(distance)})" for id_, distance in row["neighbours"] if id_ != row["id"]
+    )
+    if near:
+        _show_text(f"nearest in training: {near}")
+    model = f"{row['model']}, version {row['model_version']}"
+    _show_text(f"features from: {row['features_from']}; model: {model}")
+
+
+def _show_text(text: str) -> None:
+    typer.echo(text if text.isprintable() else ascii(text))
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    return f"{_cell(row[f'{name}_low'])} to {_cell(row[f'{name}_high'])}"
 
 
 def show_json(content: Any) -> None:
@@ -124,7 +217,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _heading(name: str) -> str:
-    unit = COLUMNS[name].unit if name in COLUMNS else ""
+    unit = _COLUMNS[name].unit if name in _COLUMNS else ""
     return f"{name} ({unit})" if unit not in ("", "1") else name
 
 

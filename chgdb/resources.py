@@ -1,22 +1,36 @@
-"""Where the store and the encoders are found.
+"""Where the store and the models are found.
 
 The store is the first of: the path given (`--store`), the environment variable CHGDB_STORE,
-`./store`, the store shipped with chgdb. An encoder is looked up by its id in the folder that
-CHGDB_MODELS names, then among those shipped with chgdb.
+`./store`, the store shipped with chgdb. A model, which is an encoder or predicts properties, is
+looked up by its id in the folder that CHGDB_MODELS names, then among those shipped with chgdb.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
+from chgdb.files import reason
 from chgdb.schema import INFO_FILE, check_id
 from chgdb.weights import CONFIG_FILE, load_config
 
-__all__ = ["DEFAULT_ENCODER", "find_model", "find_store", "is_shipped", "model_folders"]
+__all__ = [
+    "DEFAULT_ENCODER",
+    "DEFAULT_PROPERTY_MODEL",
+    "find_model",
+    "find_property_model",
+    "find_store",
+    "is_shipped",
+    "model_folders",
+]
 
 DEFAULT_ENCODER = "periodic-16"
+DEFAULT_PROPERTY_MODEL = "properties-1"
+
+_PROPERTIES_KIND = "properties"
+"""The `kind` in the configuration of a model that predicts properties."""
 
 _PACKAGE = Path(__file__).resolve().parent
 _SHIPPED = (_PACKAGE / "_data", _PACKAGE.parent)
@@ -47,7 +61,7 @@ def is_shipped(store: Path) -> bool:
 
 
 def model_folders() -> list[Path]:
-    """The folders that hold encoders, first the user's."""
+    """The folders that hold models, first the user's."""
     named = os.environ.get("CHGDB_MODELS")
     own = [Path(named)] if named else []
     return own + [root / "models" for root in _SHIPPED]
@@ -63,17 +77,7 @@ def find_model(encoder_id: str, weights_sha256: str | None = None) -> Path:
     Raises:
         ModelError: it is in none of the folders, or only with other weights.
     """
-    try:
-        check_id(encoder_id)
-    except InputError as error:
-        raise ModelError(f"{encoder_id!r} is not the id of an encoder") from error
-    folders = [folder / encoder_id for folder in model_folders()]
-    found = [folder for folder in folders if (folder / CONFIG_FILE).is_file()]
-    if not found:
-        places = ", ".join(str(folder.parent) for folder in folders)
-        raise ModelError(
-            f"no encoder {encoder_id} in {places}; set CHGDB_MODELS to the folder that holds it"
-        )
+    found = _folders(encoder_id, "encoder")
     if weights_sha256 is None:
         return found[0]
     for folder in found:
@@ -84,6 +88,47 @@ def find_model(encoder_id: str, weights_sha256: str | None = None) -> Path:
         f"no encoder {encoder_id} with the weights {weights_sha256[:12]}..., only others in "
         f"{places}; set CHGDB_MODELS to the folder that holds it"
     )
+
+
+def find_property_model(name: str | Path | None = None) -> Path:
+    """The folder of a model that predicts properties.
+
+    Args:
+        name: the folder itself, or the id of the model; None for the default one.
+
+    Raises:
+        ModelError: it is not found, or is a model of another kind.
+    """
+    name = DEFAULT_PROPERTY_MODEL if name is None else name
+    folder = Path(name)
+    if not (folder / CONFIG_FILE).is_file():
+        folder = _folders(str(name), "property model")[0]
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({reason(error)})") from error
+    kind = config.get("kind") if isinstance(config, dict) else None
+    if kind != _PROPERTIES_KIND:
+        raise ModelError(f"{folder}: a model of kind {kind!r}; it does not predict properties")
+    return folder
+
+
+def _folders(model_id: str, what: str) -> list[Path]:
+    """The folders of the models of this id, of which there is one at least."""
+    try:
+        check_id(model_id)
+    except InputError as error:
+        article = "an" if what[0] in "aeiou" else "a"
+        raise ModelError(f"{model_id!r} is not the id of {article} {what}") from error
+    folders = [folder / model_id for folder in model_folders()]
+    found = [folder for folder in folders if (folder / CONFIG_FILE).is_file()]
+    if not found:
+        places = ", ".join(str(folder.parent) for folder in folders)
+        raise ModelError(
+            f"no {what} {model_id} in {places}; set CHGDB_MODELS to the folder that holds it"
+        )
+    return found
 
 
 def _has_weights(folder: Path, weights_sha256: str) -> bool:

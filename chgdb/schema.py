@@ -19,11 +19,18 @@ __all__ = [
     "ARRAYS_FOLDER",
     "COLUMNS",
     "CRYSTAL_SYSTEMS",
+    "FEATURES",
+    "FEATURES_FOLDER",
     "FORMAT",
     "FORMAT_VERSION",
     "INFO_FILE",
     "LATENT_BOX",
+    "PREDICTED",
+    "PREDICTIONS",
+    "PREDICTIONS_FOLDER",
+    "PREDICTION_COLUMNS",
     "PROPERTIES",
+    "SEARCHABLE",
     "TABLE_FOLDER",
     "Column",
     "ColumnType",
@@ -41,6 +48,8 @@ FORMAT_VERSION = 2
 INFO_FILE = "chgdb.json"
 ARRAYS_FOLDER = "latents.zarr"
 TABLE_FOLDER = "materials"
+FEATURES_FOLDER = "features"
+PREDICTIONS_FOLDER = "predictions"
 
 LATENT_BOX = 128
 """Grid points along an axis that a latent array stands for, however many points it has itself."""
@@ -176,6 +185,94 @@ PROPERTIES = (
 
 COLUMNS = {column.name: column for column in (*_RECORD, *PROPERTIES)}
 """Every column of the table by name, in order."""
+
+PREDICTED = (
+    "bulk_modulus",
+    "shear_modulus",
+    "youngs_modulus",
+    "formation_energy",
+    "cohesive_energy",
+    "debye_temperature",
+)
+"""The properties that are predicted."""
+
+_FEATURES = (
+    Column("id", "text", "", "material id; that of a record where there is one"),
+    Column("formula", "text", "", "the composition"),
+    Column("volume_per_atom", "real", "A^3", "cell volume over the number of atoms"),
+    Column("electrons_per_atom", "real", "e", "electrons of the density over the number of atoms"),
+    Column("spacegroup", "integer", "", "space group number, 1 to 230", nullable=True),
+    Column("features_version", "integer", "1", "how the features were computed"),
+    Column("origin", "text", "", "density: that of the record; else the name of a data set"),
+    Column(
+        "record_row",
+        "integer",
+        "1",
+        "row of the record whose density it was; null for a data set",
+        nullable=True,
+    ),
+    Column("sha256", "text", "", "hash of the features and their version"),
+    Column("added", "text", "", "UTC time of adding, ISO 8601"),
+)
+FEATURES = {column.name: column for column in _FEATURES}
+"""The columns of the table of features that are no descriptors of a density."""
+
+
+def _predicted(prefix: str) -> tuple[Column, ...]:
+    """Value and interval of every predicted property."""
+    units = {column.name: column.unit for column in PROPERTIES}
+    return tuple(
+        Column(f"{prefix}{name}{end}", "real", units[name], f"{name}, {what}", nullable=True)
+        for name in PREDICTED
+        for end, what in (
+            ("", "predicted"),
+            ("_low", "lower end of the 90 % interval"),
+            ("_high", "upper end of the 90 % interval"),
+        )
+    )
+
+
+_PREDICTIONS = (
+    Column("id", "text", "", "material id, as in the table of features"),
+    Column("model", "text", "", "id of the model"),
+    Column("model_version", "integer", "1", "its version"),
+    Column("model_sha256", "text", "", "hash of its files"),
+    Column("features_sha256", "text", "", "`sha256` of the features that it saw"),
+    *_predicted(""),
+    Column("in_training", "boolean", "", "whether the model was trained on the material"),
+    Column("outside_domain", "boolean", "", "whether it is unlike what the model was trained on"),
+    Column("foreign", "boolean", "", "whether the density is of other pseudopotentials"),
+    Column("neighbours", "text", "", "JSON: [id, distance] of the nearest training materials"),
+    Column("added", "text", "", "UTC time of the prediction, ISO 8601"),
+)
+PREDICTIONS = {column.name: column for column in _PREDICTIONS}
+"""Every column of the table of predictions by name, in order."""
+
+PREDICTION_COLUMNS = {
+    column.name: column
+    for column in (
+        *_predicted("predicted_"),
+        Column("predicted_by", "text", "", "the model that predicted", nullable=True),
+        Column(
+            "prediction_in_training",
+            "boolean",
+            "",
+            "whether the model was trained on the material",
+            nullable=True,
+        ),
+        Column(
+            "prediction_outside_domain",
+            "boolean",
+            "",
+            "whether the material is unlike what the model was trained on",
+            nullable=True,
+        ),
+    )
+}
+"""What a search finds of the predictions of the default model; no columns of the table."""
+
+SEARCHABLE = {**COLUMNS, **PREDICTION_COLUMNS}
+"""Every column that a search can name."""
 
 CRYSTAL_SYSTEMS = {
     "triclinic": 2,

@@ -10,12 +10,19 @@ from typing import Any
 
 import numpy as np
 import spglib
+from numpy.typing import NDArray
 
 from chgdb.density import Structure
 from chgdb.schema import CRYSTAL_SYSTEMS
 from chgdb.stars import MAX_OPERATIONS, Operations, wrapped
 
-__all__ = ["Symmetry", "find_operations", "find_symmetry"]
+__all__ = [
+    "Symmetry",
+    "find_operations",
+    "find_symmetry",
+    "reduced_lattice",
+    "standard_lattices",
+]
 
 
 _ASKING = Lock()
@@ -71,6 +78,63 @@ def find_operations(structure: Structure, symprec: float) -> Operations:
     near_zero = np.abs(translations - np.rint(translations)).max(axis=1) < 1e-3
     identity_first = np.argsort(~(plain & near_zero), kind="stable")
     return Operations(rotations[identity_first], translations[identity_first])
+
+
+def standard_lattices(
+    structure: Structure, symprec: float = 0.01
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The vectors of a primitive and of the usual cell, where the crystal lies in the structure.
+
+    The usual cell is the conventional one of the International Tables as spglib standardises it,
+    with exceptions that follow pymatgen and the Materials Project: the rhombohedron for R, for A
+    the axes b, c, a, which make it C, and orthorhombic axes by ascending length, where C leaves the
+    centred face where it is.
+
+    Args:
+        structure: any cell of the crystal, primitive or not.
+        symprec: how far an atom may be from its symmetric position, Angstrom.
+
+    Returns:
+        Twice shape (3, 3), rows in Angstrom, as exact as the positions of the atoms; None where
+        spglib finds no space group, as for a cell without atoms.
+    """
+    dataset = _ask(spglib.get_symmetry_dataset, structure, symprec) if structure.species else None
+    if dataset is None:
+        return None
+    conventional = np.linalg.inv(dataset.transformation_matrix).T @ structure.lattice
+    primitive, usual = _CENTRINGS[dataset.international[0]]
+    axes = usual @ conventional
+    if _crystal_system(dataset.number) == "orthorhombic":
+        free = 2 if dataset.international[0] in "AC" else 3
+        lengths = np.linalg.norm(axes, axis=1)
+        axes[:free] = axes[np.argsort(lengths[:free], kind="stable")]
+    return primitive @ conventional, axes
+
+
+def reduced_lattice(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The Niggli-reduced vectors of a lattice, rows in Angstrom; itself where spglib fails."""
+    with _ASKING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            reduced = spglib.niggli_reduce(lattice)
+        except spglib.SpglibError:
+            reduced = None
+    return np.array(lattice if reduced is None else reduced, dtype=np.float64)
+
+
+_RHOMBOHEDRON = np.array([[2, 1, 1], [-1, 1, 1], [-1, -2, 1]]) / 3
+
+_CENTRINGS = {
+    "P": (np.eye(3), np.eye(3)),
+    "F": (np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2, np.eye(3)),
+    "I": (np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / 2, np.eye(3)),
+    "C": (np.array([[1, 1, 0], [-1, 1, 0], [0, 0, 2]]) / 2, np.eye(3)),
+    "A": (np.array([[2, 0, 0], [0, 1, -1], [0, 1, 1]]) / 2, np.eye(3)[[1, 2, 0]]),
+    "R": (_RHOMBOHEDRON, _RHOMBOHEDRON),
+}
+"""Rows of the primitive and of the usual vectors in the conventional ones, by the centring.
+
+The primitive ones are spglib's, https://spglib.readthedocs.io/en/stable/definition.html."""
 
 
 def _ask(question: Callable[..., Any], structure: Structure, symprec: float) -> Any:

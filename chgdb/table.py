@@ -7,18 +7,14 @@ after. Writers are serialised by the caller. docs/format.md states the protocols
 
 from __future__ import annotations
 
-import json
-import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import duckdb
 
 from chgdb.errors import (
     DuplicateIdError,
@@ -27,24 +23,34 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.files import PARTIAL_SUFFIX, reason, replacing, sync_folder
+from chgdb.files import PARTIAL_SUFFIX, reason, sync_folder
+from chgdb.parquet import (
+    SQL_TYPES,
+    Relation,
+    all_rows,
+    frame_of,
+    plain_value,
+    quoted,
+    read,
+    relation_of,
+    run,
+    write_frame,
+)
 from chgdb.schema import (
     COLUMNS,
     FORMAT_VERSION,
+    SEARCHABLE,
     Column,
+    ColumnType,
     check_id,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Selection", "Table"]
+__all__ = ["Joined", "Selection", "Table"]
 
 _PART_NAME = re.compile(r"(\d{9,})-(\d{9,})(\.replaces)?\.parquet", re.ASCII)
-_SQL_TYPES = {"text": "VARCHAR", "integer": "BIGINT", "real": "DOUBLE", "boolean": "BOOLEAN"}
-_FRAME_TYPES = {"text": "str", "integer": "Int64", "real": "float64", "boolean": "boolean"}
-_ATTEMPTS = 10
-"""How often a query is repeated because a writer changed the parts under it."""
 
 _MANY_PARTS = 64
 """A table with more small parts than this is compacted by its next writer."""
@@ -79,10 +85,12 @@ class Selection:
     Attributes:
         columns: their names.
         values: one tuple per record, None where a property is absent.
+        types: of columns that are none of `SEARCHABLE`.
     """
 
     columns: tuple[str, ...]
     values: list[tuple[Any, ...]]
+    types: Mapping[str, ColumnType] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -97,7 +105,22 @@ class Selection:
     @cached_property
     def frame(self) -> pd.DataFrame:
         """A DataFrame whose column types do not depend on what is null; made when asked for."""
-        return _frame(self.columns, self.values)
+        kinds = [self.types.get(name) or SEARCHABLE[name].type for name in self.columns]
+        return frame_of(self.columns, kinds, self.values)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Columns that other tables of a store have for a record.
+
+    Attributes:
+        columns: by name.
+        relations: makes `joined`, which has the `columns`, `id` and `row`: NULL, or the only row of
+            a record that its values are true for; and whatever `joined` is made from, before it.
+    """
+
+    columns: Mapping[str, Column]
+    relations: Callable[[], Mapping[str, Relation]]
 
 
 class Table:
@@ -127,7 +150,7 @@ class Table:
     @property
     def columns(self) -> dict[str, str]:
         """SQL type of every column by name."""
-        return {column.name: _SQL_TYPES[column.type] for column in COLUMNS.values()}
+        return {column.name: SQL_TYPES[column.type] for column in COLUMNS.values()}
 
     @property
     def parts(self) -> list[Path]:
@@ -141,6 +164,10 @@ class Table:
 
     # ------------------------------------------------------------------ reading
 
+    def relation(self) -> Relation:
+        """The records, for a query over several tables."""
+        return _records(self._parts())
+
     def select(
         self,
         where: str = "",
@@ -150,6 +177,7 @@ class Table:
         order_by: str | None = None,
         descending: bool = False,
         limit: int | None = None,
+        joined: Joined | None = None,
     ) -> Selection:
         """The records for which an SQL condition holds.
 
@@ -161,23 +189,25 @@ class Table:
             order_by: a column; nulls come last, ties in the order of adding.
             descending: largest first.
             limit: most records to return.
+            joined: more columns, null where they have no value; they are not among "all".
 
         Raises:
             QueryError: an unknown column, or a condition that DuckDB cannot evaluate.
             StoreError: a part is missing or damaged.
         """
         names = tuple(columns) if columns is not None else tuple(COLUMNS)
-        unknown = [name for name in (*names, order_by or "row") if name not in COLUMNS]
+        known = {*COLUMNS, *(joined.columns if joined else ())}
+        unknown = [name for name in (*names, order_by or "row") if name not in known]
         if unknown:
             raise QueryError(f"unknown column: {', '.join(unknown)}")
-        query = f"SELECT {', '.join(map(_quoted, names))} FROM records"  # noqa: S608 (checked)
+        query = f"SELECT {', '.join(map(quoted, names))} FROM records"  # noqa: S608 (checked)
         if where:
             query += f" WHERE ({where})"
         direction = "DESC" if descending else "ASC"
-        query += f" ORDER BY {_quoted(order_by or 'row')} {direction} NULLS LAST, row"
+        query += f" ORDER BY {quoted(order_by or 'row')} {direction} NULLS LAST, row"
         if limit is not None:
             query += f" LIMIT {operator.index(limit)}"
-        return Selection(names, self._run(query, list(parameters)))
+        return Selection(names, self._run(query, parameters, joined))
 
     def get(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """The records with these ids, in this order.
@@ -297,20 +327,16 @@ class Table:
                 kept.append(part)
         return kept
 
-    def _run(self, query: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
+    def _run(
+        self, query: str, parameters: Sequence[Any], joined: Joined | None = None
+    ) -> list[tuple[Any, ...]]:
         """Run a query over one consistent set of parts."""
-        for _ in range(_ATTEMPTS):
-            parts = self._parts()
-            before = _state(parts)
-            try:
-                values = _query(query, parameters, parts)
-            except StoreError:
-                if _state(self._parts()) == before:
-                    raise
-                continue
-            if _state(self._parts()) == before:
-                return values
-        raise StoreError(f"{self.folder}: the table keeps changing; try again")
+
+        def relations() -> Mapping[str, Relation]:
+            records = self.relation()
+            return _joined(records, joined) if joined else {"records": records}
+
+        return read(relations, query, parameters, all_rows, self.folder)
 
     def _check_new(self, ids: Sequence[str], *, replaces: bool) -> None:
         twice = [id_ for id_, count in Counter(ids).items() if count > 1]
@@ -342,19 +368,6 @@ class Table:
         _write(part.path, _query(kept, [list(ids)], [part]))
 
 
-def _state(parts: Sequence[_Part]) -> list[tuple[str, int, int] | None]:
-    """What changes when a writer changes a part: name, file and time; None if it is gone."""
-    return [_file_state(part.path) for part in parts]
-
-
-def _file_state(path: Path) -> tuple[str, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return path.name, stat.st_ino, stat.st_mtime_ns
-
-
 def _small_neighbours(parts: Sequence[_Part]) -> list[list[_Part]]:
     """Runs of two or more adjacent small parts that fit into one of `_SMALL_PART` rows."""
     groups: list[list[_Part]] = []
@@ -370,71 +383,27 @@ def _small_neighbours(parts: Sequence[_Part]) -> list[list[_Part]]:
 # ---------------------------------------------------------------------- DuckDB
 
 
-def _quoted(name: str) -> str:
-    return f'"{name}"'
+def _records(parts: Sequence[_Part]) -> Relation:
+    """The records in some parts: every column, absent ones null, the newest per id."""
+    relation = relation_of(COLUMNS.values(), [part.path for part in parts])
+    if not any(part.replaces for part in parts):
+        return relation
+    newest = "row_number() OVER (PARTITION BY id ORDER BY row DESC) = 1"
+    sql = f"SELECT * FROM ({relation.sql}) QUALIFY {newest}"  # noqa: S608 (constant)
+    return Relation(sql, relation.paths)
 
 
-def _records(parts: Sequence[_Part]) -> str:
-    """SQL of the records in some parts: every column, absent ones null, the newest per id."""
-    typed = ", ".join(f"NULL::{_SQL_TYPES[c.type]} AS {_quoted(c.name)}" for c in COLUMNS.values())
-    sql = f"SELECT {typed} WHERE false"
-    if parts:
-        files = ", ".join("'" + str(part.path).replace("'", "''") + "'" for part in parts)
-        rows = f"read_parquet([{files}], union_by_name = true)"
-        sql += f" UNION ALL BY NAME SELECT * FROM {rows}"  # noqa: S608 (quoted)
-    if any(part.replaces for part in parts):
-        newest = "row_number() OVER (PARTITION BY id ORDER BY row DESC) = 1"
-        sql = f"SELECT * FROM ({sql}) QUALIFY {newest}"  # noqa: S608 (constant)
-    names = ", ".join(map(_quoted, COLUMNS))
-    return f"SELECT {names} FROM ({sql})"  # noqa: S608 (constant)
-
-
-def _connect(parts: Sequence[_Part]) -> duckdb.DuckDBPyConnection:
-    """A database in memory that can reach the given files and nothing else."""
-    connection = duckdb.connect(":memory:", config={"threads": 1})
-    connection.execute("SET autoinstall_known_extensions = false")
-    connection.execute("SET autoload_known_extensions = false")
-    connection.execute("SET python_enable_replacements = false")
-    connection.execute("SET allowed_paths = ?", [[str(part.path) for part in parts]])
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
+def _joined(records: Relation, joined: Joined) -> dict[str, Relation]:
+    """The records with the columns of other tables."""
+    names = ", ".join(f"joined.{quoted(name)}" for name in joined.columns)
+    both = "joined.id = materials.id AND (joined.row IS NULL OR joined.row = materials.row)"
+    sql = f"SELECT materials.*, {names} FROM materials LEFT JOIN joined ON {both}"  # noqa: S608 (constant)
+    return {"materials": records, **joined.relations(), "records": Relation(sql)}
 
 
 def _query(query: str, parameters: list[Any], parts: Sequence[_Part]) -> list[tuple[Any, ...]]:
     """Run one SELECT over `records`, which are those of the given parts."""
-    sql = f"WITH records AS ({_records(parts)}) {query}"
-    with _connect(parts) as connection:
-        try:
-            statements = connection.extract_statements(sql)
-            if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
-                raise QueryError("a condition is one expression")
-            return connection.execute(statements[0], parameters).fetchall()
-        except (
-            duckdb.BinderException,
-            duckdb.ConversionException,
-            duckdb.OutOfRangeException,
-            duckdb.ParserException,
-        ) as error:
-            raise QueryError(f"the condition cannot be evaluated: {reason(error)}") from error
-        except duckdb.Error as error:
-            raise StoreError(_blame(connection, parts, error)) from error
-
-
-def _blame(
-    connection: duckdb.DuckDBPyConnection, parts: Sequence[_Part], error: duckdb.Error
-) -> str:
-    """One line that names the part that cannot be read."""
-    for part in parts:
-        try:
-            connection.execute(_records([part])).fetchall()
-        except duckdb.Error as cause:
-            if not part.path.exists():
-                return f"{part.path}: missing"
-            if isinstance(cause, duckdb.PermissionException):
-                return f"{part.path}: DuckDB takes its path for a pattern; rename the folder"
-            return f"{part.path}: damaged ({reason(cause)})"
-    return f"the table cannot be read: {reason(error)}"
+    return run({"records": _records(parts)}, query, parameters, all_rows)
 
 
 # ---------------------------------------------------------------------- Parquet
@@ -456,7 +425,7 @@ def _checked(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _cell(material_id: str, column: Column, value: Any) -> Any:
     """One value as plain Python."""
     try:
-        plain = _plain(column, value)
+        plain = plain_value(column.type, value)
     except (TypeError, ValueError) as error:
         raise InputError(f"{material_id}: {column.name} is {value!r}, not {column.type}") from error
     if plain is None and not column.nullable:
@@ -464,61 +433,8 @@ def _cell(material_id: str, column: Column, value: Any) -> Any:
     return plain
 
 
-def _plain(column: Column, value: Any) -> Any:
-    if _is_absent(value):
-        return None
-    if column.type == "text":
-        if not isinstance(value, str):
-            raise TypeError
-        return value.encode().decode()
-    if column.type == "boolean":
-        if value not in (False, True):
-            raise TypeError
-        return bool(value)
-    if column.type == "integer":
-        return operator.index(value)
-    number = float(value)
-    if isinstance(value, str) or not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _is_absent(value: Any) -> bool:
-    """Whether a value is None, NaN or pandas' NA, which cannot be compared at all."""
-    try:
-        return value is None or bool(value != value)
-    except TypeError:
-        return True
-
-
-def _frame(names: Sequence[str], values: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
-    """Tuples as a DataFrame with nullable columns."""
-    import pandas as pd
-
-    columns = zip(*values, strict=True) if values else (() for _ in names)
-    return pd.DataFrame(
-        {
-            name: pd.Series(list(column), dtype=_FRAME_TYPES[COLUMNS[name].type])
-            for name, column in zip(names, columns, strict=True)
-        }
-    )
-
-
 def _write(path: Path, values: Sequence[tuple[Any, ...]]) -> None:
     """Write a part, every column in order, and bring it to its name when it is complete."""
-    import fastparquet
-
-    units = {column.name: column.unit for column in COLUMNS.values() if column.unit}
-    metadata = {"chgdb.format_version": str(FORMAT_VERSION), "chgdb.units": json.dumps(units)}
-    with replacing(path, StoreError, durable=True) as partial:
-        try:
-            fastparquet.write(
-                str(partial),
-                _frame(tuple(COLUMNS), values),
-                compression="ZSTD",
-                write_index=False,
-                object_encoding="utf8",
-                custom_metadata=metadata,
-            )
-        except Exception as error:  # fastparquet raises whatever comes up
-            raise StoreError(f"{path}: cannot be written ({reason(error)})") from error
+    kinds = [column.type for column in COLUMNS.values()]
+    units = {column.name: column.unit for column in COLUMNS.values()}
+    write_frame(path, frame_of(tuple(COLUMNS), kinds, values), units, FORMAT_VERSION)

@@ -16,7 +16,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from chgdb.cli import app
-from chgdb.schema import COLUMNS
+from chgdb.schema import SEARCHABLE
 
 HEAD = Path(__file__).resolve().parent.parent / "docs" / "_cli_head.md"
 
@@ -42,7 +42,7 @@ def columns() -> str:
     rows = [
         f"| `{column.name}` | {kinds.get(column.type, column.type)} | "
         f"{column.unit if column.unit != '1' else ''} | {column.description} |"
-        for column in COLUMNS.values()
+        for column in SEARCHABLE.values()
     ]
     return "\n".join(["| column | kind | unit | content |", "| --- | --- | --- | --- |", *rows, ""])
 

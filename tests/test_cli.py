@@ -794,7 +794,8 @@ def test_docs_cli_is_up_to_date() -> None:
 
 def test_every_command_and_option_is_documented() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    for command in ("info", "search", "get", "compare", "plot", "init", "add", "remove", "export"):
+    reading = ("info", "search", "get", "compare", "plot", "predict", "similar")
+    for command in (*reading, "init", "add", "remove", "export"):
         assert f"\n### chgdb {command}\n" in text
     for command in ("encoder", "evaluate"):
         assert f"\n### chgdb train {command}\n" in text

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from chgdb.nets import Autoencoder, PaperNet, PeriodicNet
+from chgdb.nets import Autoencoder, PaperNet, PeriodicNet, TabularNet
 
 
 def tiny_periodic(**changes: object) -> PeriodicNet:
@@ -142,3 +142,18 @@ def test_the_latent_of_the_paper_is_16_cubed() -> None:
         box = torch.empty(1, 1, 128, 128, 128)
         assert net.encode(box).shape == (1, 16, 16, 16, 16)
         assert net(box).shape == box.shape
+
+
+def test_elements_that_are_not_there_have_no_say() -> None:
+    torch.manual_seed(0)
+    net = TabularNet(3, 5, 2, width=8, embedding=4).eval()
+    with torch.no_grad():
+        for layer in (net.shares, net.roots, net.direct):
+            layer.weight[:, 4] = 0.0
+    x = torch.zeros(1, 3)
+    fractions = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0]])
+    other = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.7]])
+    with torch.no_grad():
+        assert net(x, fractions).shape == (1, 2)
+        torch.testing.assert_close(net(x, fractions), net(x, other))
+        assert not torch.allclose(net(x, fractions), net(x, fractions.flip(1)))

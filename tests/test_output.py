@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from chgdb.output import Listing, Report, progress_bar, show, show_mapping, show_record
+from chgdb.output import (
+    Listing,
+    Report,
+    progress_bar,
+    show,
+    show_mapping,
+    show_prediction,
+    show_record,
+)
+from chgdb.schema import PREDICTED
 
 ROWS: list[dict[str, Any]] = [
     {"id": "mp-1", "bulk_modulus": 200.123456, "is_metal": False, "lattice": "[[1, 0, 0]]"},
@@ -118,3 +127,20 @@ def test_a_bar_on_a_terminal_ends_when_the_work_fails(
     err = capsys.readouterr().err
     assert "1/4" in err
     assert err.rindex("\x1b[?25h") > err.rindex("\x1b[?25l"), "the cursor is back"
+
+
+def test_a_prediction_is_told_without_control_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row: dict[str, Any] = {"id": "a\x1b[31m\nb", "formula": "Si", "neighbours": []}
+    for name in PREDICTED:
+        row |= {name: 1.0, f"{name}_low": 0.5, f"{name}_high": None, f"{name}_reference": None}
+    row |= {"in_training": False, "outside_domain": False, "foreign": True}
+    row |= {"features_from": "file", "model": "own", "model_version": 2}
+    show_prediction(row)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "0.5 to -" in out
+    assert "other pseudopotential" in out
+    assert "nearest in training" not in out
+    assert out.endswith("features from: file; model: own, version 2\n")

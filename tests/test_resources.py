@@ -8,7 +8,14 @@ import pytest
 
 from chgdb import resources
 from chgdb.errors import ModelError, StoreError
-from chgdb.resources import find_model, find_store, is_shipped, model_folders
+from chgdb.resources import (
+    DEFAULT_PROPERTY_MODEL,
+    find_model,
+    find_property_model,
+    find_store,
+    is_shipped,
+    model_folders,
+)
 from chgdb.weights import load_config
 
 
@@ -102,3 +109,45 @@ def test_a_missing_encoder_names_the_places(models: Path, tmp_path: Path) -> Non
         find_model("absent")
     for folder in (models, tmp_path / "wheel" / "models", tmp_path / "checkout" / "models"):
         assert str(folder) in str(caught.value)
+
+
+# ---------------------------------------------------------------------- models of properties
+
+
+def make_property_model(folder: Path, text: str = '{"kind": "properties"}') -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(text)
+    return folder
+
+
+def test_a_property_model_is_found_by_id_or_folder(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = make_property_model(tmp_path / "wheel" / "models" / DEFAULT_PROPERTY_MODEL)
+    assert find_property_model() == find_property_model(DEFAULT_PROPERTY_MODEL) == shipped
+    assert find_model(DEFAULT_PROPERTY_MODEL) == shipped
+    own = make_property_model(tmp_path / "here" / "own")
+    assert find_property_model("own") == Path("own"), "a folder comes before an id"
+    assert find_property_model(own) == own
+    named = make_property_model(tmp_path / "named" / DEFAULT_PROPERTY_MODEL)
+    monkeypatch.setenv("CHGDB_MODELS", str(named.parent))
+    assert find_property_model() == named
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("tiny-16", "kind 'periodic'; it does not predict properties"),
+        ("list", "kind None; it does not predict properties"),
+        ("damaged", r"config\.json: cannot be read"),
+        ("absent", "no property model absent in"),
+        ("no/where", "'no/where' is not the id of a property model"),
+        ("", "'' is not the id of a property model"),
+    ],
+)
+def test_what_is_no_property_model(models: Path, tmp_path: Path, name: str, problem: str) -> None:
+    for other, text in (("list", "[]"), ("damaged", "{")):
+        make_property_model(tmp_path / "wheel" / "models" / other, text)
+    with pytest.raises(ModelError, match=problem) as caught:
+        find_property_model(name)
+    assert "\n" not in str(caught.value)

@@ -19,8 +19,22 @@ from hypothesis import strategies as st
 
 from chgdb import schema
 from chgdb.arrays import LatentArrays
+from chgdb.descriptors import DESCRIPTORS
 from chgdb.errors import FormatVersionError, InputError, StoreError
-from chgdb.schema import COLUMNS, PROPERTIES, EncoderInfo, LatentStorage, StoreInfo, check_id
+from chgdb.features import FEATURES_VERSION
+from chgdb.schema import (
+    COLUMNS,
+    FEATURES,
+    PREDICTED,
+    PREDICTION_COLUMNS,
+    PREDICTIONS,
+    PROPERTIES,
+    SEARCHABLE,
+    EncoderInfo,
+    LatentStorage,
+    StoreInfo,
+    check_id,
+)
 from chgdb.table import Table
 
 ROOT = Path(__file__).parent.parent
@@ -36,28 +50,43 @@ INFO = StoreInfo(
 def test_specification_lists_the_columns() -> None:
     """docs/format.md and the schema change together."""
     text = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
-    table = text.split("<!-- columns -->")[1].split("<!-- /columns -->")[0]
-    documented = [
-        tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
-        for line in table.strip().splitlines()[2:]
-    ]
-    expected = [
-        (
-            f"`{column.name}`",
-            column.type,
-            column.unit,
-            "may" if column.nullable else "",
-            column.description,
-        )
-        for column in COLUMNS.values()
-    ]
-    assert documented == expected
+    for mark, columns in (
+        ("columns", COLUMNS),
+        ("features", FEATURES),
+        ("predictions", PREDICTIONS),
+    ):
+        table = text.split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0]
+        documented = [
+            tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
+            for line in table.strip().splitlines()[2:]
+        ]
+        expected = [
+            (
+                f"`{column.name}`",
+                column.type,
+                column.unit,
+                "may" if column.nullable else "",
+                column.description,
+            )
+            for column in columns.values()
+        ]
+        assert documented == expected
     assert f"format_version {schema.FORMAT_VERSION}" in text
+    names = text.split("<!-- descriptors -->")[1].split("<!-- /descriptors -->")[0]
+    assert tuple(re.findall(r"`(\w+)`", names)) == DESCRIPTORS
+    assert f"`features_version` is {FEATURES_VERSION}." in text
 
 
 def test_specification_names_the_files() -> None:
     text = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
-    for name in (schema.INFO_FILE, schema.ARRAYS_FOLDER, schema.TABLE_FOLDER, schema.FORMAT):
+    for name in (
+        schema.INFO_FILE,
+        schema.ARRAYS_FOLDER,
+        schema.TABLE_FOLDER,
+        schema.FEATURES_FOLDER,
+        schema.PREDICTIONS_FOLDER,
+        schema.FORMAT,
+    ):
         assert name in text
 
 
@@ -98,9 +127,16 @@ def test_properties_are_those_of_the_data_set() -> None:
 
 
 def test_column_names_are_unique_for_sql() -> None:
-    names = [name.lower() for name in COLUMNS]
-    assert len(set(names)) == len(names)
+    names = [name.lower() for name in (*COLUMNS, *PREDICTION_COLUMNS)]
+    assert len(set(names)) == len(names) == len(SEARCHABLE)
     assert all(name.isidentifier() for name in names)
+
+
+def test_predictions_have_the_units_of_the_properties() -> None:
+    for name in PREDICTED:
+        for end in ("", "_low", "_high"):
+            assert PREDICTIONS[name + end].unit == COLUMNS[name].unit
+            assert PREDICTION_COLUMNS[f"predicted_{name}{end}"].unit == COLUMNS[name].unit
 
 
 def test_schema_imports_nothing_heavy() -> None:

@@ -11,10 +11,16 @@ from ase.build import bulk
 from ase.spacegroup import crystal
 
 from chgdb.density import Structure
-from chgdb.symmetry import Symmetry, find_symmetry
+from chgdb.symmetry import Symmetry, find_symmetry, reduced_lattice, standard_lattices
 
 SHARED = Path(__file__).parents[2] / "shared"
 TRICLINIC = [3.0, 4.0, 5.0, 80.0, 95.0, 107.0]
+
+
+def orthorhombic(
+    number: int, site: tuple[float, float, float], lengths: tuple[float, float, float]
+) -> Atoms:
+    return crystal("B", [site], spacegroup=number, cellpar=[*lengths, 90, 90, 90])
 
 
 def quartz() -> Atoms:
@@ -98,3 +104,47 @@ def test_agrees_with_the_materials_project() -> None:
     expected = {record["id"]: record["spacegroup"] for record in records}
     assert len(expected) > 50
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("atoms", "lengths", "copies"),
+    [
+        (bulk("C", a=3.57), [3.57, 3.57, 3.57], 4),
+        (bulk("Fe", a=2.87), [2.87, 2.87, 2.87], 2),
+        (bulk("ZnO", "wurtzite", a=3.25, c=5.2), [3.25, 3.25, 5.2], 1),
+        (bulk("As", "rhombohedral", a=4.13, alpha=54), [4.13, 4.13, 4.13], 1),
+        (orthorhombic(62, (0.1, 0.25, 0.3), (6, 4, 5)), [4, 5, 6], 1),
+        (orthorhombic(63, (0, 0.1, 0.25), (5, 6, 3)), [5, 6, 3], 2),
+        (orthorhombic(38, (0, 0.2, 0.1), (3, 7, 6)), [6, 7, 3], 2),
+    ],
+    ids=["F", "I", "P", "R", "P orthorhombic", "C", "A"],
+)
+@pytest.mark.parametrize("repeats", [(1, 1, 1), (1, 2, 1)])
+def test_the_usual_cell(
+    atoms: Atoms, lengths: list[float], copies: int, repeats: tuple[int, int, int]
+) -> None:
+    structure = Structure.from_ase(atoms * repeats)
+    found = standard_lattices(structure)
+    assert found is not None
+    primitive, usual = found
+    np.testing.assert_allclose(np.linalg.norm(usual, axis=1), lengths, rtol=1e-6)
+    tiles = usual @ np.linalg.inv(primitive)
+    np.testing.assert_allclose(tiles, np.rint(tiles), atol=1e-9)
+    assert abs(round(float(np.linalg.det(tiles)))) == copies
+    cells = structure.lattice @ np.linalg.inv(primitive)
+    np.testing.assert_allclose(cells, np.rint(cells), atol=1e-9)
+
+
+def test_the_usual_cell_of_what_is_no_crystal() -> None:
+    for species in (("Si", "Si"), ()):
+        structure = Structure(np.eye(3) * 4, species, np.zeros((len(species), 3)))
+        assert standard_lattices(structure) is None
+
+
+def test_a_reduced_lattice_is_the_same_lattice() -> None:
+    lattice = np.array([[3.0, 0.1, 0.0], [3.2, 4.0, 0.0], [9.0, 8.1, 5.0]])
+    reduced = reduced_lattice(lattice)
+    turn = reduced @ np.linalg.inv(lattice)
+    np.testing.assert_allclose(turn, np.rint(turn), atol=1e-9)
+    assert abs(np.linalg.det(turn)) == pytest.approx(1)
+    assert np.linalg.norm(reduced, axis=1).sum() < np.linalg.norm(lattice, axis=1).sum()

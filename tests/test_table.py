@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chgdb import table
+from chgdb import parquet, table
 from chgdb.errors import (
     DuplicateIdError,
     InputError,
@@ -487,13 +487,14 @@ def test_reader_repeats_a_query_that_a_writer_crossed(
     filled: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replacement between the listing and the reading of the parts goes unnoticed."""
-    query = table._query
+    run = parquet.run
     writer = Table(filled.folder)
 
     def crossed(*args: Any) -> Any:
-        monkeypatch.setattr(table, "_query", query)
+        monkeypatch.setattr(parquet, "run", run)
         writer.append([record(1, formula="new")], 6, replaces=True)
-        return query(*args)
+        return run(*args)
 
-    monkeypatch.setattr(table, "_query", crossed)
+    monkeypatch.setattr(parquet, "run", crossed)
     assert sorted(filled.ids()) == [f"mp-{i}" for i in range(6)]
+    assert parquet.run is run

@@ -1,0 +1,366 @@
+"""What a store holds beside its records: features of the materials, and predictions from them.
+
+The features of a material are those of the density of its record, or came with a data set, which
+may be of materials without a record. What was made from other data than those that are there now is
+told by a hash, or by the row of the record in the arrays, and counts as absent. So nothing has to
+be changed together, and a crash leaves nothing that misleads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chgdb.collection import Collection
+from chgdb.errors import InputError
+from chgdb.files import reason
+from chgdb.parquet import Relation, all_rows, quoted, read
+from chgdb.resources import DEFAULT_PROPERTY_MODEL
+from chgdb.schema import (
+    FEATURES,
+    FEATURES_FOLDER,
+    PREDICTION_COLUMNS,
+    PREDICTIONS,
+    PREDICTIONS_FOLDER,
+    Column,
+    check_id,
+)
+from chgdb.table import Joined, Table
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+
+    from chgdb.properties import PropertyModel
+
+__all__ = ["DENSITY", "Derived"]
+
+T = TypeVar("T")
+
+DENSITY = "density"
+"""The origin of features that were computed from the density of the record."""
+
+
+class Derived:
+    """The tables of features and of predictions in one store; either may be missing.
+
+    Args:
+        store: folder of the store.
+        table: its records.
+    """
+
+    def __init__(self, store: Path, table: Table) -> None:
+        self._store = store
+        self._table = table
+        self._features = Collection(store / FEATURES_FOLDER, ("id", "origin"), _feature_columns)
+        self._predictions = Collection(
+            store / PREDICTIONS_FOLDER, ("id", "model"), lambda: PREDICTIONS
+        )
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def exists(self) -> bool:
+        """Whether there are features or predictions."""
+        return bool(self._features.parts or self._predictions.parts)
+
+    @property
+    def joined(self) -> Joined:
+        """The newest predictions of the default model, for a search."""
+        return Joined(PREDICTION_COLUMNS, self._searched)
+
+    def ids(self) -> set[str]:
+        """The materials with features."""
+        return {id_ for (id_,) in self._run(["id"], "SELECT id FROM features", all_rows)}
+
+    def count(self) -> dict[str, int]:
+        """Materials with features, and with predictions of each model, by its id."""
+        ((features,),) = self._run(["id"], "SELECT count(*) FROM features", all_rows)
+        query = (
+            "SELECT made.model, count(*) FROM made JOIN features ON features.id = made.id "
+            "AND features.sha256 = made.features_sha256 GROUP BY made.model ORDER BY made.model"
+        )
+        models = self._run(["id", "sha256"], query, all_rows)
+        return {"features": int(features), **{str(name): int(count) for name, count in models}}
+
+    def features(self, ids: Sequence[str]) -> pd.DataFrame:
+        """Every column of the features of some materials, as far as there are any."""
+        query = "SELECT * FROM features WHERE list_contains(?, id) ORDER BY id"
+        return self._run(None, query, _frame, [list(ids)])
+
+    def arrays(self, names: Sequence[str]) -> dict[str, Any]:
+        """Columns of all features as arrays, masked where there are nulls, in the order of ids.
+
+        Args:
+            names: of the columns; `record` says whether there is a record.
+        """
+        columns = ", ".join(
+            "materials.id IS NOT NULL AS record" if name == "record" else f"features.{quoted(name)}"
+            for name in names
+        )
+        query = (
+            f"SELECT {columns} FROM features "  # noqa: S608 (constants)
+            "LEFT JOIN materials ON materials.id = features.id ORDER BY features.id"
+        )
+        return self._run([name for name in names if name != "record"], query, _arrays)
+
+    def without_features(self) -> list[str]:
+        """The records whose features can be computed and are not there, in the order of adding."""
+        query = (
+            "SELECT materials.id FROM materials LEFT JOIN features ON features.id = materials.id "
+            "WHERE features.id IS NULL AND payload_bytes IS NOT NULL ORDER BY materials.row"
+        )
+        return [id_ for (id_,) in self._run(["id"], query, all_rows)]
+
+    def due(self, model: PropertyModel) -> pd.DataFrame:
+        """The features of the materials that a model has not predicted from these very features."""
+        query = (
+            "SELECT features.* FROM features LEFT JOIN made ON made.id = features.id "
+            "AND made.features_sha256 = features.sha256 "
+            "AND made.model = ? AND made.model_version = ? AND made.model_sha256 = ? "
+            "WHERE made.id IS NULL ORDER BY features.id"
+        )
+        return self._run(None, query, _frame, [model.id, model.version, model.sha256])
+
+    def all_features(self) -> pd.DataFrame:
+        """Every column of all features, in the order of ids."""
+        return self._run(None, "SELECT * FROM features ORDER BY id", _frame)
+
+    # ------------------------------------------------------------------ writing
+    # The caller holds the lock of the store's one writer.
+
+    def add_computed(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store the features of densities of records.
+
+        Args:
+            rows: `id`, `record_row` and the columns of a feature table.
+
+        Raises:
+            InputError: a value cannot be stored.
+            StoreError: the store cannot be written.
+        """
+        if rows:
+            import pandas as pd
+
+            self._features.append(_hashed(pd.DataFrame(rows).assign(origin=DENSITY)))
+
+    def add_features(self, table: pd.DataFrame, origin: str) -> None:
+        """Store the features of a data set, whose materials need no records.
+
+        Args:
+            table: a feature table.
+            origin: the name of the data set.
+
+        Raises:
+            InputError: a column is missing or unknown, or a value cannot be stored.
+            StoreError: the store cannot be written.
+        """
+        if origin == DENSITY or not origin.strip():
+            raise InputError(f"origin {origin!r}: name the data set that the features are from")
+        if "id" not in table:
+            raise InputError("the table lacks the column id")
+        for material_id in table["id"]:
+            check_id(material_id)
+        self._features.append(_hashed(table.assign(origin=origin, record_row=None)))
+
+    def add_predictions(
+        self, model: PropertyModel, features: pd.DataFrame, made: pd.DataFrame
+    ) -> None:
+        """Store predictions; they replace those of the same materials by a model of this id.
+
+        Args:
+            model: which predicted.
+            features: what it saw, with the hashes.
+            made: what it predicted, in the same order.
+
+        Raises:
+            InputError: a value cannot be stored.
+            StoreError: the store cannot be written.
+        """
+        rows = made.assign(
+            model=model.id,
+            model_version=model.version,
+            model_sha256=model.sha256,
+            features_sha256=features["sha256"].to_numpy(),
+            added=_now(),
+        )
+        self._predictions.append(rows[list(PREDICTIONS)])
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Drop what was computed from the densities of some records.
+
+        Raises:
+            StoreError: a part cannot be read or written.
+        """
+        if not self.exists:
+            return
+        self._features.drop("origin = ? AND list_contains(?, id)", [DENSITY, list(ids)])
+        query = "SELECT sha256 FROM features WHERE list_contains(?, id)"
+        kept = self._run(["id", "sha256"], query, all_rows, [list(ids)])
+        self._predictions.drop(
+            "list_contains(?, id) AND NOT list_contains(?, features_sha256)",
+            [list(ids), [sha256 for (sha256,) in kept]],
+        )
+
+    def copy_to(self, other: Derived, ids: Sequence[str] | None) -> None:
+        """Store features and predictions of some materials (None: all) in another store.
+
+        The records are there already.
+        """
+        if not self._features.parts:
+            return
+        features = self.all_features() if ids is None else self.features(ids)
+        query = (
+            "SELECT made.* FROM made JOIN features ON features.id = made.id "
+            "AND features.sha256 = made.features_sha256 "
+            "WHERE list_contains(?, made.id) ORDER BY made.id, made.model"
+        )
+        made = self._run(["id", "sha256"], query, _frame, [features["id"].tolist()])
+        rows = {row["id"]: row["row"] for row in other._table.select(columns=["id", "row"])}
+        own = features["origin"] == DENSITY
+        features["record_row"] = features["id"].map(rows).where(own).astype("Int64")
+        other._features.append(features)
+        other._predictions.append(made)
+
+    # ------------------------------------------------------------------ inside
+
+    def _run(
+        self,
+        names: Sequence[str] | None,
+        query: str,
+        fetch: Callable[[duckdb.DuckDBPyConnection], T],
+        parameters: Sequence[Any] = (),
+    ) -> T:
+        """Query `features`, `made` (the newest predictions of each model) and `materials`.
+
+        Args:
+            names: columns of the features that are needed; None for all.
+            query: a SELECT.
+            fetch: takes the answer.
+            parameters: one value for each `?`.
+        """
+        columns = _feature_columns() if names is None else {**FEATURES, **_descriptors(names)}
+        current = _current(columns)
+        return read(
+            lambda: {
+                "materials": self._table.relation(),
+                "stored": self._features.relation(columns.values()),
+                "features": current,
+                "made": self._predictions.relation(PREDICTIONS.values()),
+            },
+            query,
+            parameters,
+            fetch,
+            self._store,
+        )
+
+    def _searched(self) -> dict[str, Relation]:
+        """Makes `joined`, as `Joined` says."""
+        names = {f"predicted_{name}": name for name in PREDICTIONS}
+        names |= {f"prediction_{name}": name for name in PREDICTIONS}
+        names["predicted_by"] = "model"
+        columns = ", ".join(
+            f"made.{quoted(names[name])} AS {quoted(name)}" for name in PREDICTION_COLUMNS
+        )
+        sql = (
+            f"SELECT made.id, stored.record_row AS row, {columns} FROM made "  # noqa: S608 (constants)
+            "JOIN stored ON stored.id = made.id AND stored.sha256 = made.features_sha256 "
+            f"WHERE made.model = '{DEFAULT_PROPERTY_MODEL}' "
+            "QUALIFY row_number() OVER (PARTITION BY made.id ORDER BY record_row NULLS FIRST) = 1"
+        )
+        return {
+            "stored": self._features.relation(FEATURES.values()),
+            "made": self._predictions.relation(PREDICTIONS.values()),
+            "joined": Relation(sql),
+        }
+
+
+# ---------------------------------------------------------------------- columns
+
+
+def _feature_columns() -> dict[str, Column]:
+    """Every column of the table of features."""
+    from chgdb.features import FEATURE_COLUMNS
+
+    return {**FEATURES, **_descriptors(FEATURE_COLUMNS)}
+
+
+def _descriptors(names: Iterable[str]) -> dict[str, Column]:
+    """The columns that describe a density."""
+    return {
+        name: Column(name, "real", "", "descriptor", nullable=True)
+        for name in names
+        if name not in FEATURES
+    }
+
+
+def _current(columns: Iterable[str]) -> Relation:
+    """One row per material, of those in `stored` that are true of what is there now.
+
+    A material that came with a data set is described by that, also where its record has features
+    too; of two data sets by the one that was added later.
+    """
+    from chgdb.features import FEATURES_VERSION
+
+    names = ", ".join(f"stored.{quoted(name)}" for name in columns)
+    return Relation(
+        f"SELECT {names} FROM stored "  # noqa: S608 (constants)
+        "LEFT JOIN materials ON materials.id = stored.id "
+        f"WHERE stored.features_version = {FEATURES_VERSION} "
+        f"AND (stored.origin <> '{DENSITY}' OR materials.row = stored.record_row) "
+        "QUALIFY row_number() OVER (PARTITION BY stored.id ORDER BY "
+        f"stored.origin = '{DENSITY}', stored.added DESC, stored.origin) = 1"
+    )
+
+
+def _hashed(table: pd.DataFrame) -> pd.DataFrame:
+    """Features with their version, their hash and the date, as rows of their table."""
+    import numpy as np
+
+    from chgdb.features import FEATURE_COLUMNS, FEATURES_VERSION
+
+    missing = [name for name in ("id", *FEATURE_COLUMNS) if name not in table]
+    if missing:
+        raise InputError(f"the table lacks the column {missing[0]}")
+    names = [name for name in FEATURE_COLUMNS if name != "formula"]
+    try:
+        numbers = table[names].astype("Float64").to_numpy("<f8", na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a feature is not a number ({reason(error)})") from error
+    numbers = numbers + 0.0  # no -0.0
+    numbers[np.isnan(numbers)] = np.nan  # and one kind of NaN
+    version = f"{FEATURES_VERSION}\0".encode()
+    hashes = [
+        hashlib.sha256(version + f"{formula}\0".encode() + row.tobytes()).hexdigest()
+        for formula, row in zip(table["formula"], numbers, strict=True)
+    ]
+    return table.assign(
+        features_version=FEATURES_VERSION,
+        record_row=table["record_row"].astype("Int64"),
+        sha256=hashes,
+        added=_now(),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def _arrays(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """The answer as an array per column, masked where there are nulls."""
+    return dict(connection.fetchnumpy())
+
+
+def _frame(connection: duckdb.DuckDBPyConnection) -> pd.DataFrame:
+    """The answer as a DataFrame."""
+    frame: pd.DataFrame = connection.df()
+    for name in ("spacegroup", "record_row"):
+        if name in frame:
+            frame[name] = frame[name].astype("Int64")
+    return frame

@@ -1,0 +1,286 @@
+"""Parquet files as DuckDB reads and fastparquet writes them; nothing of what they mean.
+
+Readers take no lock. They get one consistent state of files that a writer may be adding, replacing
+by a rename, or deleting: a query is repeated until its files were the same before and after it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import duckdb
+
+from chgdb.errors import QueryError, StoreError
+from chgdb.files import reason, replacing
+from chgdb.schema import Column, ColumnType
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "SQL_TYPES",
+    "Relation",
+    "all_rows",
+    "files_of",
+    "frame_of",
+    "plain_value",
+    "quoted",
+    "read",
+    "relation_of",
+    "run",
+    "write_frame",
+]
+
+T = TypeVar("T")
+
+SQL_TYPES = {"text": "VARCHAR", "integer": "BIGINT", "real": "DOUBLE", "boolean": "BOOLEAN"}
+"""What DuckDB calls the types of columns."""
+
+_FRAME_TYPES = {"text": "str", "integer": "Int64", "real": "float64", "boolean": "boolean"}
+
+_ATTEMPTS = 10
+"""How often a query is repeated because a writer changed the files under it."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A SELECT over some files, or over relations that stand before it in a query.
+
+    Attributes:
+        sql: the SELECT; made of constants and of quoted names and paths.
+        paths: the files it reads.
+    """
+
+    sql: str
+    paths: tuple[Path, ...] = ()
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def quoted(name: str) -> str:
+    """A name of a column in SQL."""
+    return f'"{name}"'
+
+
+def files_of(paths: Sequence[Path], options: str = "") -> str:
+    """SQL of all rows of some files, columns matched by name."""
+    files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    return f"read_parquet([{files}], union_by_name = true{options})"
+
+
+def relation_of(
+    columns: Iterable[Column], paths: Sequence[Path], options: str = "", keep: Sequence[str] = ()
+) -> Relation:
+    """The rows of some files: every column with its type, absent ones null, others left out.
+
+    Args:
+        columns: what the relation has.
+        paths: the files; there may be none.
+        options: more of `read_parquet`, such as ", filename = true".
+        keep: names of columns that the options add.
+    """
+    known = list(columns)
+    typed = [f"NULL::{SQL_TYPES[c.type]} AS {quoted(c.name)}" for c in known]
+    typed += [f"NULL::VARCHAR AS {quoted(name)}" for name in keep]
+    sql = f"SELECT {', '.join(typed)} WHERE false"
+    if paths:
+        sql += f" UNION ALL BY NAME SELECT * FROM {files_of(paths, options)}"  # noqa: S608 (quoted)
+    names = ", ".join(quoted(name) for name in (*(c.name for c in known), *keep))
+    return Relation(f"SELECT {names} FROM ({sql})", tuple(paths))  # noqa: S608 (constant)
+
+
+def all_rows(connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
+    """The answer as plain tuples."""
+    return connection.fetchall()
+
+
+def read(
+    relations: Callable[[], Mapping[str, Relation]],
+    query: str,
+    parameters: Sequence[Any],
+    fetch: Callable[[duckdb.DuckDBPyConnection], T],
+    where: Path,
+) -> T:
+    """Run a query over one consistent state of the files.
+
+    Args:
+        relations: makes those that the query names, each from the ones before it; it is called
+            again when the files changed.
+        query: one SELECT.
+        parameters: one value for each `?`.
+        fetch: takes the answer from the connection, such as `all_rows`.
+        where: for messages.
+
+    Raises:
+        QueryError: DuckDB cannot evaluate the query.
+        StoreError: a file is missing or damaged.
+    """
+    for _ in range(_ATTEMPTS):
+        known = relations()
+        before = _state(known)
+        try:
+            answer = run(known, query, parameters, fetch)
+        except StoreError:
+            if _state(relations()) == before:
+                raise
+            continue
+        if _state(relations()) == before:
+            return answer
+    raise StoreError(f"{where}: the table keeps changing; try again")
+
+
+def run(
+    relations: Mapping[str, Relation],
+    query: str,
+    parameters: Sequence[Any],
+    fetch: Callable[[duckdb.DuckDBPyConnection], T],
+) -> T:
+    """Run one SELECT over files that do not change meanwhile.
+
+    Raises:
+        QueryError: DuckDB cannot evaluate it.
+        StoreError: a file is missing or damaged.
+    """
+    parts = ", ".join(f"{name} AS ({relation.sql})" for name, relation in relations.items())
+    paths = [path for relation in relations.values() for path in relation.paths]
+    with _connect(paths) as connection:
+        try:
+            statements = connection.extract_statements(f"WITH {parts} {query}")
+            if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
+                raise QueryError("a condition is one expression")
+            return fetch(connection.execute(statements[0], list(parameters)))
+        except (
+            duckdb.BinderException,
+            duckdb.ConversionException,
+            duckdb.OutOfRangeException,
+            duckdb.ParserException,
+        ) as error:
+            raise QueryError(f"the condition cannot be evaluated: {reason(error)}") from error
+        except duckdb.Error as error:
+            raise StoreError(_blame(connection, paths, error)) from error
+
+
+def _connect(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
+    """A database in memory that can reach the given files and nothing else."""
+    connection = duckdb.connect(":memory:", config={"threads": 1})
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET allowed_paths = ?", [[str(path) for path in paths]])
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _blame(
+    connection: duckdb.DuckDBPyConnection, paths: Sequence[Path], error: duckdb.Error
+) -> str:
+    """One line that names the file that cannot be read."""
+    for path in paths:
+        try:
+            connection.execute(f"SELECT * FROM {files_of([path])}").fetchall()  # noqa: S608 (quoted)
+        except duckdb.Error as cause:
+            if not path.exists():
+                return f"{path}: missing"
+            if isinstance(cause, duckdb.PermissionException):
+                return f"{path}: DuckDB takes its path for a pattern; rename the folder"
+            return f"{path}: damaged ({reason(cause)})"
+    return f"the table cannot be read: {reason(error)}"
+
+
+def _state(relations: Mapping[str, Relation]) -> list[tuple[str, int, int] | None]:
+    """What changes when a writer changes a file: name, inode and time; None if it is gone."""
+    return [_file_state(path) for relation in relations.values() for path in relation.paths]
+
+
+def _file_state(path: Path) -> tuple[str, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return str(path), stat.st_ino, stat.st_mtime_ns
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def plain_value(kind: ColumnType, value: Any) -> Any:
+    """A value as plain Python; None for None, NaN and pandas' NA.
+
+    Raises:
+        TypeError, ValueError: it is of another type, or not finite.
+    """
+    if _is_absent(value):
+        return None
+    if kind == "text":
+        if not isinstance(value, str):
+            raise TypeError
+        return value.encode().decode()
+    if kind == "boolean":
+        if value not in (False, True):
+            raise TypeError
+        return bool(value)
+    if kind == "integer":
+        return operator.index(value)
+    number = float(value)
+    if isinstance(value, str) or not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _is_absent(value: Any) -> bool:
+    """Whether a value is None, NaN or pandas' NA, which cannot be compared at all."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
+
+
+def frame_of(
+    names: Sequence[str], kinds: Sequence[ColumnType], values: Sequence[tuple[Any, ...]]
+) -> pd.DataFrame:
+    """Tuples as a DataFrame with nullable columns, whose types do not depend on what is null."""
+    import pandas as pd
+
+    columns = zip(*values, strict=True) if values else (() for _ in names)
+    return pd.DataFrame(
+        {
+            name: pd.Series(list(column), dtype=_FRAME_TYPES[kind])
+            for name, kind, column in zip(names, kinds, columns, strict=True)
+        }
+    )
+
+
+def write_frame(
+    path: Path, frame: pd.DataFrame, units: Mapping[str, str], format_version: int
+) -> None:
+    """Write a file and bring it to its name when it is complete and on the disk.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    import fastparquet
+
+    metadata = {
+        "chgdb.format_version": str(format_version),
+        "chgdb.units": json.dumps({name: unit for name, unit in units.items() if unit}),
+    }
+    with replacing(path, StoreError, durable=True) as partial:
+        try:
+            fastparquet.write(
+                str(partial),
+                frame,
+                compression="ZSTD",
+                write_index=False,
+                object_encoding="utf8",
+                custom_metadata=metadata,
+            )
+        except Exception as error:  # fastparquet raises whatever comes up
+            raise StoreError(f"{path}: cannot be written ({reason(error)})") from error
