@@ -4,10 +4,12 @@ The descriptors are those of pydemi 0.2.0 (S. Maurya, IIT Kanpur), which has the
 from VASP densities. It takes the cell, the origin and the grid as they are given, and many of the
 numbers depend on those. So a density is first brought into its standard cell:
 
-1. The primitive cell in its standard setting, if the density has that translation symmetry.
-2. Of the bases of the lattice with the same lengths and angles, and of the atoms of the rarest
-   element as origins, the pair for which a sum of low structure factors is largest. Pairs that the
-   space group takes into each other give the same values, so it does not matter which is found.
+1. The usual cell of the crystal (`symmetry.standard_lattices`), in which most of the densities
+   behind the training data seem to have been; a primitive one where that would be large. The cell
+   of the file where the density lacks the translations of the atoms.
+2. Of the bases of the lattice with these lengths and angles, and of the atoms of the rarest element
+   as origins, the pair for which a sum of low structure factors is largest. Pairs that the space
+   group takes into each other give the same values, so it does not matter which of them is found.
 3. The Fourier coefficients of the primitive lattice, which are exactly those of the given cell,
    damped towards a shell in reciprocal space, so that the series does not end in a step, and summed
    on a grid of fixed spacing.
