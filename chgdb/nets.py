@@ -182,7 +182,8 @@ class _DenseBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.fall(self.dropout(F.silu(self.rise(self.norm(x)))))
+        result: Tensor = x + self.fall(self.dropout(F.silu(self.rise(self.norm(x)))))
+        return result
 
 
 class TabularNet(nn.Module):

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from ase.spacegroup import crystal
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -25,7 +26,6 @@ from chgdb.descriptors import (
 from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError, MissingExtraError
 from chgdb.grid import shift_origin, spacing_grid
-from tests.conftest import ROOT
 
 ROUNDING = 2e-4
 """Of a density whose header has six decimals, relative to its largest value."""
@@ -384,7 +384,7 @@ def test_errors_and_warnings_of_pydemi_stay_inside(monkeypatch: pytest.MonkeyPat
 def test_descriptors_are_near_those_of_the_authors(shared: object) -> None:
     """Silicon, whose pseudopotentials hold as many electrons in ABINIT as in VASP."""
     pytest.importorskip("pydemi")
-    from tests.training_data import pydemi_bundle
+    from training_data import pydemi_bundle
 
     data = pydemi_bundle()["dataset"]
     theirs = data["X"][data["material_id"].index("mp-149")]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from chgdb.density import ChargeDensity, Structure
 from chgdb.descriptors import DESCRIPTORS, WITHIN_ELEMENTS
@@ -21,7 +22,6 @@ from chgdb.features import (
     reference_features,
 )
 from chgdb.formats import read_density
-from tests.conftest import ROOT
 
 
 def made(counts: dict[str, float], electrons_per_atom: float = 4.0) -> Features:
