@@ -48,7 +48,8 @@ class Assessment:
 
     Attributes:
         scores: as of `property_evaluation.score_table`, all systems below each other. A label
-            "NAME, densities" means the rows of the part whose density is in the store.
+            "NAME, with density" means the rows of the part whose density is in the store; the
+            property model takes its stored features there too, which may be of a data set.
         predictions: by label, with references.
         gains: by label, the property model paired with it on identical rows.
         shares: by label and target, the share of each kind of input in the predictions (SHAP).
@@ -107,16 +108,18 @@ def assess(
         some = data.part(part)
         learned = data.part("train")
         here = made[made["id"].isin(some.ids)].reset_index(drop=True)
-        predictions[f"{judged.id}, densities"] = here
+        predictions[f"{judged.id}, with density"] = here
         for name, folder in found.items():
             system = System.load(folder)
             frame = system.predict(some)
             for column, target in enumerate(TARGETS):
                 frame[f"{target}_reference"] = some.targets[:, column]
-            predictions[f"{name}, densities"] = frame
+            predictions[f"{name}, with density"] = frame
             both = frame[frame["id"].isin(here["id"])]
-            gains[f"{name}, densities"] = compare_predictions(both, here, seed=seed)
-            shares[f"{name}, densities"] = _by_target(input_shares({name: system}, some, learned))
+            gains[f"{name}, with density"] = compare_predictions(both, here, seed=seed)
+            shares[f"{name}, with density"] = _by_target(
+                input_shares({name: system}, some, learned)
+            )
     scores = [score_table(frame, label, seed=seed) for label, frame in predictions.items()]
     return Assessment(pd.concat(scores, ignore_index=True), predictions, gains, shares)
 
@@ -131,6 +134,8 @@ def write_assessment(assessment: Assessment, folder: str | Path) -> list[Path]:
         InputError: the folder cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
+    import pandas as pd
+
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +143,18 @@ def write_assessment(assessment: Assessment, folder: str | Path) -> list[Path]:
         raise InputError(f"{shown(folder)}: cannot be written ({reason(error)})") from error
     written = [folder / "scores.csv"]
     assessment.scores.to_csv(written[0], index=False)
+    if assessment.gains:
+        written.append(folder / "gains.csv")
+        gains = [frame.assign(over=label) for label, frame in assessment.gains.items()]
+        pd.concat(gains, ignore_index=True).to_csv(written[-1], index=False)
+    written.append(folder / "shares.csv")
+    rows = [
+        {"system": label, "target": target, "kind": kind, "share": share}
+        for label, targets in assessment.shares.items()
+        for target, kinds in targets.items()
+        for kind, share in kinds.items()
+    ]
+    pd.DataFrame(rows).to_csv(written[-1], index=False)
     for label, frame in assessment.predictions.items():
         written.append(folder / f"predictions-{_file_name(label)}.csv")
         frame.to_csv(written[-1], index=False)

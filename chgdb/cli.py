@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -903,14 +903,26 @@ def train_system(
     trials: Annotated[
         int, typer.Option(min=0, metavar="N", help="Settings that trees are tried with.")
     ] = 40,
+    widths: Annotated[
+        str, typer.Option(metavar="N,N,N", help="Channels of a network; 64,128,256 in the paper.")
+    ] = "16,32,64",
+    fill: Annotated[
+        str, typer.Option(metavar="FILL", help="Beside the cell in the box: crystal or zeros.")
+    ] = "crystal",
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything.")] = 0,
     store: Store = None,
 ) -> None:
     """Train one of the paper's systems on the materials of the store that have a density."""
+    from chgdb.system_models import Fill
     from chgdb.systems import TrainOptions, system_data, train
 
+    if not all(part.strip().isdecimal() for part in widths.split(",")):
+        raise InputError(f"--widths {widths}: give whole numbers, such as 16,32,64")
+    channels = tuple(int(part) for part in widths.split(","))
+    if fill not in get_args(Fill):
+        raise InputError(f"--fill {fill}: use {' or '.join(get_args(Fill))}")
+    options = TrainOptions(epochs=epochs, trials=trials, widths=channels, fill=cast(Fill, fill))
     data = system_data(_open(store))
-    options = TrainOptions(epochs=epochs, trials=trials)
     train(name, data, seed=seed, out=output, options=options, progress=typer.echo)
     typer.echo(str(output))
 

@@ -43,6 +43,12 @@ T = TypeVar("T")
 DENSITY = "density"
 """The origin of features that were computed from the density of the record."""
 
+_FITS = (
+    f"(stored.origin = '{DENSITY}' OR materials.id IS NULL OR (materials.formula = stored.formula "
+    "AND abs(stored.volume_per_atom * materials.n_atoms / materials.volume - 1) < 0.15))"
+)
+"""Whether the features of a data set are of the material that has their id in the store."""
+
 
 class Derived:
     """The tables of features and of predictions in one store; either may be missing.
@@ -268,10 +274,12 @@ class Derived:
         sql = (
             f"SELECT made.id, stored.record_row AS row, {columns} FROM made "  # noqa: S608 (constants)
             "JOIN stored ON stored.id = made.id AND stored.sha256 = made.features_sha256 "
-            f"WHERE made.model = '{DEFAULT_PROPERTY_MODEL}' "
+            "LEFT JOIN materials ON materials.id = made.id "
+            f"WHERE made.model = '{DEFAULT_PROPERTY_MODEL}' AND {_FITS} "
             "QUALIFY row_number() OVER (PARTITION BY made.id ORDER BY record_row NULLS FIRST) = 1"
         )
         return {
+            "materials": self._table.relation(),
             "stored": self._features.relation(FEATURES.values()),
             "made": self._predictions.relation(PREDICTIONS.values()),
             "joined": Relation(sql),
@@ -301,7 +309,8 @@ def _current(columns: Iterable[str]) -> Relation:
     """One row per material, of those in `stored` that are true of what is there now.
 
     A material that came with a data set is described by that, also where its record has features
-    too; of two data sets by the one that was added later.
+    too, unless the record is another material: of another formula, or of a volume per atom that
+    differs by more than 15 %. Of two data sets the one that was added later counts.
     """
     from chgdb.features import FEATURES_VERSION
 
@@ -310,7 +319,7 @@ def _current(columns: Iterable[str]) -> Relation:
         f"SELECT {names} FROM stored "  # noqa: S608 (constants)
         "LEFT JOIN materials ON materials.id = stored.id "
         f"WHERE stored.features_version = {FEATURES_VERSION} "
-        f"AND (stored.origin <> '{DENSITY}' OR materials.row = stored.record_row) "
+        f"AND (stored.origin <> '{DENSITY}' OR materials.row = stored.record_row) AND {_FITS} "
         "QUALIFY row_number() OVER (PARTITION BY stored.id ORDER BY "
         f"stored.origin = '{DENSITY}', stored.added DESC, stored.origin) = 1"
     )

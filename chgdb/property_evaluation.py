@@ -25,12 +25,13 @@ from chgdb.inputs import GEOMETRY, SYMMETRY, InputSet, input_names, make_inputs
 from chgdb.properties import BASE_TARGETS, TARGETS, Members, PropertyModel
 from chgdb.schema import PROPERTIES
 from chgdb.scores import bootstrap, coverage, folds, grouped_folds, paired, score
-from chgdb.train_properties import Settings, fit_members, predictions_of
+from chgdb.train_properties import Settings, fingerprint, fit_members, predictions_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "PROTOCOLS",
     "Protocol",
     "compare_predictions",
     "cross_validate",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 Protocol = Literal["random", "grouped"]
+PROTOCOLS: tuple[Protocol, ...] = ("random", "grouped")
 
 _PEER = "pydemi"
 _PEER_BUNDLE = "properties_v1.json.xz"
@@ -191,14 +193,16 @@ def cross_validate(
         fold = folds(len(table), n_folds, seed)
     parts = []
     for number in range(n_folds):
-        kept = folder / f"{kind}-{protocol}-{seed}-{number}.csv" if folder else None
+        run = fingerprint(table, settings)[:12]
+        kept = folder / f"{kind}-{protocol}-{n_folds}-{seed}-{number}-{run}.csv" if folder else None
         if kept is not None and kept.exists():
             parts.append(pd.read_csv(kept))
         else:
             parts.append(fit_and_predict(table, fold != number, fold == number, kind, settings))
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                parts[-1].to_csv(kept, index=False)
+                with replacing(kept) as partial:
+                    parts[-1].to_csv(partial, index=False)
         if progress:
             progress(number + 1, n_folds)
     return pd.concat(parts, ignore_index=True)
@@ -257,8 +261,9 @@ def tree_shares(
 ) -> dict[str, dict[str, float]]:
     """What the trees rest on: mean magnitude of the SHAP values by group of inputs, sum 1.
 
-    The values are LightGBM's own (S. Lundberg et al., TreeSHAP). Groups are "density" (the
-    descriptors), "volume" (the geometry) and "composition" (statistics and fractions).
+    The values are LightGBM's own (S. Lundberg et al., TreeSHAP), of what the trees were fitted to:
+    a modulus times volume per atom, or an energy. Groups are "density" (descriptors and the charge
+    between the atoms), "volume", "composition" (statistics, fractions, valence) and "symmetry".
 
     Args:
         members: whose trees.
@@ -342,7 +347,9 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _group(name: str) -> str:
-    if name in GEOMETRY:
+    if name == "reference_valence":
+        return "composition"
+    if name in GEOMETRY and name != "interstitial_charge":
         return "volume"
     if name in SYMMETRY:
         return "symmetry"

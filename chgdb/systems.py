@@ -260,7 +260,7 @@ The rows "val" chose the settings, so their scores are too good.
 ## Training
 
 ```
-chgdb train system {config.name} {used}
+chgdb train system {config.name} {used} -o models/{config.name}
 ```
 
 ```json

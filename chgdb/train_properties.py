@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from chgdb import __version__
 from chgdb.composition import mass_per_atom, parse_formula
-from chgdb.errors import InputError, MissingExtraError, ModelError
+from chgdb.errors import ChgdbError, InputError, MissingExtraError, ModelError
 from chgdb.files import reason, replacing, shown
 from chgdb.inputs import InputSet, make_inputs
 from chgdb.perceptron import Scaler
@@ -46,12 +46,21 @@ from chgdb.properties import (
     tree_inputs,
     trees_file,
 )
+from chgdb.schema import check_id
 from chgdb.system_inputs import fit_scaler
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["OUTPUTS", "Settings", "fit_members", "join", "predictions_of", "train_properties"]
+__all__ = [
+    "OUTPUTS",
+    "Settings",
+    "fingerprint",
+    "fit_members",
+    "join",
+    "predictions_of",
+    "train_properties",
+]
 
 OUTPUTS = (*BASE_TARGETS, "C11", "C12", "C44", "band_gap")
 """What a network learns. The last four are not predicted: learning them too helps the others."""
@@ -236,7 +245,9 @@ def train_properties(
         MissingExtraError: torch or LightGBM is not installed.
     """
     settings = settings or Settings()
-    out = Path(out)
+    out = Path(out).resolve()
+    check_id(model_id)
+    _check_target(out)
     table = join(features, properties)
     parts = {name: (table["split"] == name).to_numpy() for name in ("train", "val", "test")}
     for name in ("train", "val"):
@@ -244,7 +255,7 @@ def train_properties(
             raise InputError(
                 f"{parts[name].sum()} materials in the part {name!r}: at least 20 are needed"
             )
-    cache = _open_cache(out.with_name(out.name + ".partial"), _fingerprint(table, settings))
+    cache = _open_cache(out.with_name(out.name + ".partial"), fingerprint(table, settings))
     kinds: tuple[InputSet, ...] = ("full", "core_blind")
     total, done = len(kinds) * (settings.networks + len(BASE_TARGETS)), 0
 
@@ -279,7 +290,7 @@ def train_properties(
         training={
             "rows": {name: int(rows.sum()) for name, rows in parts.items()},
             "settings": asdict(settings),
-            "data_sha256": _fingerprint(table, settings),
+            "data_sha256": fingerprint(table, settings),
             "chgdb": __version__,
             "python": platform.python_version(),
             **{name: installed(name) for name in ("numpy", "torch", "lightgbm")},
@@ -418,7 +429,10 @@ def _blended(members: Members, val: pd.DataFrame, kind: InputSet) -> Members:
 def _with_intervals(
     members: Members, val: pd.DataFrame, kind: InputSet, distance: NDArray[np.float64]
 ) -> Members:
-    """With half widths that follow the logarithm of the errors of val, and hold `LEVEL` of them."""
+    """With half widths that follow the logarithm of the errors of val, and hold `LEVEL` of them.
+
+    Shape and scale are both of val: calibrated there, not split conformal intervals.
+    """
     every = predictions_of(members, val, kind)
     intervals = {}
     for target in TARGETS:
@@ -445,8 +459,19 @@ def _with_intervals(
 # ---------------------------------------------------------------------- resuming
 
 
-def _fingerprint(table: pd.DataFrame, settings: Settings) -> str:
-    """Of the data and the settings."""
+def _check_target(folder: Path) -> None:
+    """Refuse a folder that holds something else than a property model."""
+    config = folder / CONFIG_FILE
+    if not config.exists():
+        return
+    try:
+        PropertyConfig.parse(config.read_text(encoding="utf-8"))
+    except (ChgdbError, OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{shown(folder)}: holds another model; give a new folder") from error
+
+
+def fingerprint(table: pd.DataFrame, settings: Settings) -> str:
+    """A hash of the data and the settings."""
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
     for name in table.columns:
         column = table[name]
