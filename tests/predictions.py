@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from chgdb import features
+from chgdb.database import Database
 from chgdb.density import ChargeDensity
 from chgdb.descriptors import DESCRIPTORS
 from chgdb.features import FEATURE_COLUMNS
@@ -108,3 +109,13 @@ def feature_table(ids: Sequence[str], seed: int = 0) -> pd.DataFrame:
         }
     )
     return pd.concat([head, pd.DataFrame(numbers, columns=list(DESCRIPTORS))], axis=1)
+
+
+def of_records(table: pd.DataFrame, database: Database) -> pd.DataFrame:
+    """The same features, of the formula and the volume of the records that have the ids."""
+    table = table.copy()
+    for record in database.get([id_ for id_ in table["id"] if id_ in database]):
+        row = table["id"] == record.id
+        table.loc[row, "formula"] = record.row["formula"]
+        table.loc[row, "volume_per_atom"] = record.row["volume"] / record.row["n_atoms"]
+    return table

@@ -15,6 +15,7 @@ from conftest import MakeDensity, MakeFile
 from predictions import (
     CheapModel,
     feature_table,
+    of_records,
     use_cheap_features,
     use_model,
 )
@@ -174,7 +175,7 @@ def test_a_record_without_payload_needs_features(
     row = {**database["mp-1"].row, "payload_bytes": None}
     with pytest.raises(StoreError, match="mp-1: has neither features nor a payload"):
         database._predictor._computed(row)
-    database.add_features(feature_table(["mp-1"]), "set")
+    database.add_features(of_records(feature_table(["mp-1"]), database), "set")
     assert database.predict("mp-1")["features_from"].tolist() == ["set"]
 
 
@@ -343,27 +344,44 @@ def test_an_empty_store(empty: Database, model: CheapModel) -> None:
 def test_features_of_a_data_set_need_no_record(
     database: Database, model: CheapModel, computed: list[ChargeDensity]
 ) -> None:
-    database.add_features(feature_table(["mp-2", "mp-8"]), "set")
+    table = of_records(feature_table(["mp-2", "mp-8"]), database)
+    database.add_features(table, "set")
     frame = database.predict(["mp-8", "mp-2"])
     assert frame["features_from"].tolist() == ["set", "set"]
-    assert frame["bulk_modulus"].tolist() == [11.0, 10.0]
+    assert frame["bulk_modulus"].tolist() == [11.0, table["volume_per_atom"][0]]
     assert frame["bulk_modulus_reference"].tolist()[1] == 90.0
     assert computed == []
     database.add_features(feature_table(["mp-8"], seed=1).assign(volume_per_atom=1.0), "set")
     assert database.predict("mp-8")["bulk_modulus"].tolist() == [1.0]
 
 
+@pytest.mark.parametrize("change", [{"formula": "Ge"}, {"volume_per_atom": 1.0}])
+def test_a_record_of_another_material_is_not_described_by_a_data_set(
+    database: Database, model: CheapModel, change: dict[str, Any]
+) -> None:
+    """An id of the data set may be taken: `add --id mp-2 --on-conflict replace`."""
+    table = of_records(feature_table(["mp-2"]), database).assign(**change)
+    database.add_features(table, "set")
+    assert database.predict("mp-2")["features_from"].tolist() == ["density"]
+    database.predict_all()
+    row = database["mp-2"].row
+    (values,) = database.select(where="id = 'mp-2'", columns="predicted_bulk_modulus").values
+    assert values == (row["volume"] / row["n_atoms"],)
+
+
 def test_a_data_set_describes_a_material_before_its_record(
     database: Database, model: CheapModel
 ) -> None:
     database.predict_all()
-    database.add_features(feature_table(["mp-2"]).assign(volume_per_atom=7.0), "set")
+    table = of_records(feature_table(["mp-2"]), database)
+    table["volume_per_atom"] *= 1.05
+    database.add_features(table, "set")
     assert database.select(where="id = 'mp-2'", columns="predicted_by").values == [
         ("properties-1",)
     ], "what was predicted is still true of the density"
     assert database.predict_all().predicted == 1
     (values,) = database.select(where="id = 'mp-2'", columns="predicted_bulk_modulus").values
-    assert values == (7.0,)
+    assert values == (table["volume_per_atom"][0],)
     database.remove("mp-2")
     assert database.predict("mp-2")["features_from"].tolist() == ["set"]
 
@@ -440,7 +458,7 @@ def test_features_of_a_record_that_was_replaced_meanwhile_do_not_count(
 def test_removing_records_drops_what_their_densities_gave(
     database: Database, model: CheapModel
 ) -> None:
-    database.add_features(feature_table(["mp-2", "mp-8"]), "set")
+    database.add_features(of_records(feature_table(["mp-2", "mp-8"]), database), "set")
     database.predict_all()
     database.remove(["mp-1", "mp-2"])
     counts = {"features": 5, "properties-1": 5}
