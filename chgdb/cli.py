@@ -534,6 +534,7 @@ def predict(
         bool, typer.Option("--force", help="With --all: predict also what is up to date.")
     ] = False,
     model: Model = None,
+    species: Species = None,
     store: Store = None,
     format: Annotated[Report, typer.Option(help="How to print it.")] = Report.TABLE,  # noqa: A002
 ) -> None:
@@ -553,7 +554,12 @@ def predict(
         _predict_all(database, model, force, format)
         return
     with progress_bar("predicting") as progress:
-        frame = database.predict(targets or [], model, progress=_heeding_interrupts(progress))
+        frame = database.predict(
+            targets or [],
+            model,
+            species=_symbols(species),
+            progress=_heeding_interrupts(progress),
+        )
     rows: list[dict[str, Any]] = [
         {str(name): None if value != value else value for name, value in row.items()}
         for row in frame.to_dict("records")
@@ -570,6 +576,11 @@ def predict(
         if number:
             typer.echo()
         show_prediction(row)
+
+
+def _symbols(text: str | None) -> list[str] | None:
+    """The element symbols in "Ti,O"."""
+    return None if text is None else text.replace(",", " ").split()
 
 
 def _predict_all(database: Database, model: str | None, force: bool, wanted: Report) -> None:
@@ -605,11 +616,12 @@ def similar(
     number: Annotated[
         int, typer.Option("-n", "--number", min=1, metavar="N", help="How many.")
     ] = 10,
+    species: Species = None,
     store: Store = None,
     format: Annotated[Report, typer.Option(help="How to print them.")] = Report.TABLE,  # noqa: A002
 ) -> None:
     """Find the materials whose densities are most alike: chgdb similar mp-149 -n 5."""
-    found = _open(store).nearest(target, number)
+    found = _open(store).nearest(target, number, species=_symbols(species))
     show(found.rows(), found.columns, format)
 
 
@@ -688,7 +700,7 @@ def add(
             paths,
             ids=id or None,
             on_conflict=on_conflict.value,
-            species=None if species is None else species.replace(",", " ").split(),
+            species=_symbols(species),
             properties=properties,
             tolerance=limit,
             processes=processes,

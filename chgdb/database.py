@@ -546,6 +546,7 @@ class Database:
         targets: str | Path | Sequence[str | Path],
         model: str | Path | None = None,
         *,
+        species: Sequence[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> pd.DataFrame:
         """Properties of materials and of densities in files, predicted with their uncertainty.
@@ -557,6 +558,7 @@ class Database:
         Args:
             targets: ids of the materials, and files. A text that names a file is that file.
             model: id or folder of the model; None for the default one.
+            species: element symbols for CHGCARs that do not name them.
             progress: called with the number of targets done and of all.
 
         Returns:
@@ -575,7 +577,7 @@ class Database:
             StoreError: a record has no payload, or the store is damaged.
         """
         asked = [targets] if isinstance(targets, str | Path) else list(targets)
-        return self._predictor.predict(asked, model, progress)
+        return self._predictor.predict(asked, model, progress, species)
 
     def predict_all(
         self,
@@ -632,9 +634,11 @@ class Database:
         """
         return self.nearest(target, n).frame
 
-    def nearest(self, target: str | Path, n: int = 10) -> Selection:
-        """What `similar` finds, as plain tuples."""
-        return self._predictor.nearest(target, n)
+    def nearest(
+        self, target: str | Path, n: int = 10, *, species: Sequence[str] | None = None
+    ) -> Selection:
+        """What `similar` finds, as plain tuples; `species` as of `predict`."""
+        return self._predictor.nearest(target, n, species)
 
     def add_features(self, table: pd.DataFrame, origin: str) -> None:
         """Store the features of the materials in a data set, with records or without.

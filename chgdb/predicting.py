@@ -112,6 +112,7 @@ class Predictor:
         targets: Sequence[str | Path],
         model: str | Path | None = None,
         progress: _Progress | None = None,
+        species: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """Predictions for materials and files, as `Database.predict` says."""
         import numpy as np
@@ -120,7 +121,7 @@ class Predictor:
         if not targets:
             raise InputError("nothing to predict: name a material, or the file of a density")
         loaded = load_model(model)
-        table = self._features_of(targets, progress)
+        table = self._features_of(targets, progress, species)
         made = loaded.predict(_model_input(table))
         ids = [
             id_ for id_, origin in zip(table["id"], table["origin"], strict=True) if origin != _FILE
@@ -196,12 +197,15 @@ class Predictor:
         """The feature table of all materials, as `Database.features` gives it."""
         return _model_input(self._derived.all_features())
 
-    def nearest(self, target: str | Path, n: int = 10) -> Selection:
+    def nearest(
+        self, target: str | Path, n: int = 10, species: Sequence[str] | None = None
+    ) -> Selection:
         """The materials whose densities are most like that of a target, the nearest first.
 
         Args:
             target: a material or a file, as of `predict`.
             n: how many, at most; the target itself is not among them.
+            species: element symbols for a CHGCAR that does not name them.
 
         Raises:
             InputError: `n` is not positive, or the file cannot be used.
@@ -228,7 +232,7 @@ class Predictor:
         if itself.any():
             (point,) = points[itself]
         else:
-            table = self._features_of([target])
+            table = self._features_of([target], species=species)
             (point,) = density_coordinates({name: table[name] for name in DENSITY_COLUMNS})
         found["distance"] = np.where(itself, np.nan, distances(points, point))
         order = np.argsort(found["distance"], kind="stable")
@@ -253,7 +257,10 @@ class Predictor:
         raise UnknownIdError(f"no file and no material {target!r} in {shown(self._store)}{hint}")
 
     def _features_of(
-        self, targets: Sequence[str | Path], progress: _Progress | None = None
+        self,
+        targets: Sequence[str | Path],
+        progress: _Progress | None = None,
+        species: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """The features of materials and files with their `origin`, each target once.
 
@@ -272,7 +279,11 @@ class Predictor:
         fresh = []
         for done, (name, path) in enumerate(resolved):
             if path is not None:
-                features = features_of(read_density(path)[0])
+                density, _ = read_density(path, species=species)
+                try:
+                    features = features_of(density)
+                except InputError as error:
+                    raise InputError(f"{shown(path)}: {error}") from error
                 answer.append({"id": name, **features.row(), "origin": _FILE})
             elif name in rows:
                 answer.append(rows[name])
