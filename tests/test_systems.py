@@ -343,7 +343,9 @@ def test_a_damaged_checkpoint(tmp_path: Path) -> None:
 def test_a_card_says_what_where_from_how_good(systems: dict[str, System], tmp_path: Path) -> None:
     train("magpie-lightgbm", DATA, out=tmp_path, seed=3, options=OPTIONS)
     card = (tmp_path / "README.md").read_text()
-    assert "chgdb train system magpie-lightgbm --seed 3 --trials 2 -o magpie-lightgbm" in card
+    assert (
+        "chgdb train system magpie-lightgbm --seed 3 --trials 2 -o models/magpie-lightgbm" in card
+    )
     assert "| test | bulk_modulus (GPa) |" in card
     assert "40 materials to learn from and 8" in card
 
