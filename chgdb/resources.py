@@ -102,6 +102,9 @@ def find_property_model(name: str | Path | None = None) -> Path:
     name = DEFAULT_PROPERTY_MODEL if name is None else name
     folder = Path(name)
     if not (folder / CONFIG_FILE).is_file():
+        if folder.name != str(name):
+            problem = f"holds no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
+            raise ModelError(f"{folder}: {problem}")
         folder = _folders(str(name), "property model")[0]
     path = folder / CONFIG_FILE
     try:
@@ -110,7 +113,8 @@ def find_property_model(name: str | Path | None = None) -> Path:
         raise ModelError(f"{path}: cannot be read ({reason(error)})") from error
     kind = config.get("kind") if isinstance(config, dict) else None
     if kind != _PROPERTIES_KIND:
-        raise ModelError(f"{folder}: a model of kind {kind!r}; it does not predict properties")
+        what = f"a model of kind {kind!r}" if kind else "a model of another kind"
+        raise ModelError(f"{folder}: {what}; it does not predict properties")
     return folder
 
 

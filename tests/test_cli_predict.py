@@ -190,7 +190,7 @@ def test_similar(run: Run, store: Path, template: Path) -> None:
         (["predict", "mp-1", "gone/CHGCAR"], "no file and no material 'gone/CHGCAR'"),
         (["predict", "mp-1", "--model", "absent"], "no property model absent in"),
         (["predict", "mp-1", "--model", "tiny-16"], "it does not predict properties"),
-        (["predict", "--all", "--model", "no/where"], "is not the id of a property model"),
+        (["predict", "--all", "--model", "no/where"], "there is no such folder"),
         (["predict", "."], ".: a folder; name the file of a density"),
         (["similar", "mp-111"], "nearest: mp-11"),
         (["similar", "gone/CHGCAR"], "no file and no material 'gone/CHGCAR'"),

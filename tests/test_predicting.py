@@ -188,7 +188,7 @@ def test_the_model_is_asked_for_by_name_or_folder(
     for name, problem in (
         ("tiny-16", "a model of kind 'periodic'; it does not predict properties"),
         ("absent", "no property model absent in"),
-        ("no/where", "is not the id of a property model"),
+        ("no/where", "there is no such folder"),
     ):
         with pytest.raises(ModelError, match=problem):
             database.predict("mp-1", model=name)

@@ -138,10 +138,10 @@ def test_a_property_model_is_found_by_id_or_folder(
     ("name", "problem"),
     [
         ("tiny-16", "kind 'periodic'; it does not predict properties"),
-        ("list", "kind None; it does not predict properties"),
+        ("list", "another kind; it does not predict properties"),
         ("damaged", r"config\.json: cannot be read"),
         ("absent", "no property model absent in"),
-        ("no/where", "'no/where' is not the id of a property model"),
+        ("no/where", "no/where: there is no such folder"),
         ("", "'' is not the id of a property model"),
     ],
 )
