@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chgdb.errors import InputError, ModelError
-from chgdb.evaluation import input_shares
+from chgdb.evaluation import BASELINE, input_shares
 from chgdb.figures import distribution_plot, parity_plot, shares_plot
 from chgdb.files import reason, shown
 from chgdb.predicting import load_model
@@ -51,7 +51,8 @@ class Assessment:
             "NAME, with density" means the rows of the part whose density is in the store; the
             property model takes its stored features there too, which may be of a data set.
         predictions: by label, with references.
-        gains: by label, the property model paired with it on identical rows.
+        gains: by label, the property model paired with it on identical rows; and every system with
+            the one that sees composition and symmetry alone ("NAME, over ...").
         shares: by label and target, the share of each kind of input in the predictions (SHAP).
     """
 
@@ -120,6 +121,12 @@ def assess(
             shares[f"{name}, with density"] = _by_target(
                 input_shares({name: system}, some, learned)
             )
+    baseline = f"{BASELINE}, with density"
+    for name in found:
+        label = f"{name}, with density"
+        if name != BASELINE and BASELINE in found:
+            pair = compare_predictions(predictions[baseline], predictions[label], seed=seed)
+            gains[f"{label}, over {BASELINE}"] = pair
     scores = [score_table(frame, label, seed=seed) for label, frame in predictions.items()]
     return Assessment(pd.concat(scores, ignore_index=True), predictions, gains, shares)
 
@@ -145,7 +152,7 @@ def write_assessment(assessment: Assessment, folder: str | Path) -> list[Path]:
     assessment.scores.to_csv(written[0], index=False)
     if assessment.gains:
         written.append(folder / "gains.csv")
-        gains = [frame.assign(over=label) for label, frame in assessment.gains.items()]
+        gains = [frame.assign(pair=label) for label, frame in assessment.gains.items()]
         pd.concat(gains, ignore_index=True).to_csv(written[-1], index=False)
     written.append(folder / "shares.csv")
     rows = [

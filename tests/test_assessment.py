@@ -58,6 +58,25 @@ def test_tables_and_figures_are_written(assessment: Assessment, tmp_path: Path) 
         write_assessment(assessment, tmp_path / "file")
 
 
+def test_systems_are_scored_on_the_same_rows_as_the_model() -> None:
+    """The shipped models, on the densities of the shipped store."""
+    result = assess(chgdb.open(ROOT / "store"), systems=("magpie-lightgbm", "composition-symmetry"))
+    frames = {label: frame for label, frame in result.predictions.items() if ", with" in label}
+    assert len(frames) == 3
+    ids = [sorted(frame["id"]) for frame in frames.values()]
+    assert ids[0] == ids[1] == ids[2]
+    assert len(ids[0]) > 30
+    (pair,) = (frame for label, frame in result.gains.items() if ", over" in label)
+    first = frames["composition-symmetry, with density"]
+    second = frames["magpie-lightgbm, with density"].set_index("id").loc[first["id"]]
+    for row in pair.to_dict("records"):
+        reference = first[f"{row['target']}_reference"].to_numpy()
+        errors = [np.abs(f[row["target"]].to_numpy() - reference) for f in (first, second)]
+        assert row["mae_change"] == pytest.approx(np.nanmean(errors[1]) - np.nanmean(errors[0]))
+    for parts in result.shares["magpie-lightgbm, with density"].values():
+        assert sum(parts.values()) == pytest.approx(1)
+
+
 def test_an_unknown_system_is_told(tmp_path: Path) -> None:
     from chgdb.assessment import _trained
 
