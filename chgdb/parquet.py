@@ -191,8 +191,13 @@ def _blame(
                 return f"{path}: missing"
             if isinstance(cause, duckdb.PermissionException):
                 return f"{path}: DuckDB takes its path for a pattern; rename the folder"
-            return f"{path}: damaged ({reason(cause)})"
-    return f"the table cannot be read: {reason(error)}"
+            return f"{path}: damaged ({_plain(cause)})"
+    return f"the table cannot be read: {_plain(error)}"
+
+
+def _plain(error: duckdb.Error) -> str:
+    """What DuckDB says, without the piece of SQL that it points at."""
+    return reason(error).partition(" LINE ")[0]
 
 
 def _state(relations: Mapping[str, Relation]) -> list[tuple[str, int, int] | None]:
