@@ -41,4 +41,8 @@ run add examples/MgO.CHGCAR.xz --id my-mgo --tolerance 0.05% --store demo/store
 say "The new record, beside the shipped one of the same crystal"
 run search --store demo/store --chemsys Mg-O
 
+say "Its properties, predicted from the file, and the densities most like it"
+run predict examples/MgO.CHGCAR.xz --store demo/store
+run similar examples/MgO.CHGCAR.xz -n 3 --store store
+
 say "Done: the files are in demo/"
