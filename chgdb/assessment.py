@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chgdb.errors import InputError, ModelError
+from chgdb.errors import ModelError
 from chgdb.evaluation import BASELINE, input_shares
 from chgdb.figures import distribution_plot, parity_plot, shares_plot
-from chgdb.files import reason, shown
+from chgdb.files import make_folder
 from chgdb.predicting import load_model
 from chgdb.properties import TARGETS
 from chgdb.property_evaluation import (
@@ -143,11 +143,7 @@ def write_assessment(assessment: Assessment, folder: str | Path) -> list[Path]:
     """
     import pandas as pd
 
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{shown(folder)}: cannot be written ({reason(error)})") from error
+    folder = make_folder(folder)
     written = [folder / "scores.csv"]
     assessment.scores.to_csv(written[0], index=False)
     if assessment.gains:

@@ -29,6 +29,7 @@ __all__ = [
     "COMPOSITION_FEATURES",
     "ELEMENT_TABLE",
     "FRACTIONS",
+    "OTHER_VALENCE",
     "composition_features",
     "element_fractions",
     "mass_per_atom",
@@ -58,6 +59,10 @@ COMPOSITION_FEATURES: tuple[str, ...] = (
 _HEAVIEST = 103
 FRACTIONS: tuple[str, ...] = tuple(f"fraction {symbol}" for symbol in SYMBOLS[:_HEAVIEST])
 """Names of the element fractions, by atomic number up to lawrencium."""
+
+
+OTHER_VALENCE = 0.01
+"""Electrons per atom by which the count may differ between pseudopotentials of one kind."""
 
 
 class _Elements(NamedTuple):

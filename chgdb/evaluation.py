@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from chgdb.errors import InputError, ModelError
-from chgdb.files import reason, replacing, shown
-from chgdb.scores import bootstrap, folds, grouped_folds, paired, score
+from chgdb.files import make_folder, replacing
+from chgdb.scores import folds, grouped_folds, paired_row, score_row
 from chgdb.system_models import RECIPES
 from chgdb.systems import (
     SYSTEMS,
@@ -154,14 +154,8 @@ def compare(predictions: pd.DataFrame, baseline: str = BASELINE, *, seed: int = 
         for system in dict.fromkeys(some["system"]):
             if system == baseline:
                 continue
-            found = paired(reference, table[baseline], table[system], seed)
-            row: dict[str, Any] = {"system": system, "protocol": protocol, "target": target}
-            row["n"] = found.n
-            for name, change in (("mae_change", found.mae), ("r2_change", found.r2)):
-                row[name] = change.value
-                row[f"{name}_low"], row[f"{name}_high"] = change.interval
-                row[f"{name}_better"] = change.better
-            rows.append(row)
+            row = {"system": system, "protocol": protocol, "target": target}
+            rows.append(row | paired_row(reference, table[baseline], table[system], seed))
     return pd.DataFrame(rows)
 
 
@@ -227,12 +221,7 @@ class _Job:
         )
         values = system.predict(self.data.part("test"))
         if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ModelError(
-                    f"{shown(self.path.parent)}: cannot be written ({reason(error)})"
-                ) from error
+            make_folder(self.path.parent, ModelError)
             with replacing(self.path, ModelError) as partial:
                 partial.write_text(json.dumps(values.to_dict("list")), encoding="utf-8")
         return values
@@ -287,12 +276,6 @@ def _scores(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
     keys = ["system", "protocol", "target"]
     for (system, protocol, target), some in predictions.groupby(keys, sort=False):
-        found = score(some["reference"], some["predicted"])
-        intervals = bootstrap(some["reference"], some["predicted"], seed)
-        row: dict[str, Any] = {"system": system, "protocol": protocol, "target": target}
-        row["n"] = found.n
-        for name, interval in intervals.items():
-            row[name] = getattr(found, name)
-            row[f"{name}_low"], row[f"{name}_high"] = interval
-        rows.append(row)
+        row = {"system": system, "protocol": protocol, "target": target}
+        rows.append(row | score_row(some["reference"], some["predicted"], seed))
     return pd.DataFrame(rows)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chgdb.composition import parse_formula, reference_valence
+from chgdb.composition import OTHER_VALENCE, parse_formula, reference_valence
 from chgdb.density import ChargeDensity
 from chgdb.descriptors import DESCRIPTORS, WITHIN_ELEMENTS, describe
 from chgdb.elements import formula_rank
@@ -31,6 +32,7 @@ __all__ = [
     "REFERENCE_DATA",
     "Features",
     "features_of",
+    "reference_bundle",
     "reference_features",
 ]
 
@@ -45,9 +47,6 @@ FEATURE_COLUMNS: tuple[str, ...] = (
 
 REFERENCE_DATA = "pydemi 0.2.0"
 """The data set of `reference_features`."""
-
-_OTHER_VALENCE = 0.01
-"""Electrons per atom by which the count may differ between pseudopotentials of one kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +78,7 @@ class Features:
             InputError: a species is not an element.
         """
         expected = reference_valence(self.counts)
-        return not abs(self.electrons_per_atom - expected) <= _OTHER_VALENCE
+        return not abs(self.electrons_per_atom - expected) <= OTHER_VALENCE
 
     def row(self) -> dict[str, Any]:
         """The features as a row of a feature table, without an id."""
@@ -134,7 +133,7 @@ def reference_features(spacegroups: Mapping[str, int] | None = None) -> pd.DataF
     """
     import pandas as pd
 
-    data = _data_set()
+    data = reference_bundle()["dataset"]
     table = pd.DataFrame(np.array(data["X"], dtype=np.float64), columns=list(DESCRIPTORS))
     table = table.fillna(dict.fromkeys(WITHIN_ELEMENTS, 0.0))
     counts = [parse_formula(formula) for formula in data["formula"]]
@@ -155,27 +154,43 @@ def reference_features(spacegroups: Mapping[str, int] | None = None) -> pd.DataF
     return pd.concat([head, table], axis=1)
 
 
-def _data_set() -> dict[str, Any]:
-    import json
-    import lzma
+def reference_bundle() -> dict[str, Any]:
+    """What pydemi ships, without its models.
 
+    Returns:
+        `dataset`: `material_id`, `formula`, `split`, `X`, one row of `DESCRIPTORS` per material,
+        and `y`, a list of values by target; `targets`: by target the `metrics` and, in `test`, the
+        predictions `p` of pydemi's own models.
+
+    Raises:
+        InputError: the installed pydemi does not have that data set.
+        MissingExtraError: pydemi is not installed.
+    """
     try:
         import pydemi
     except ImportError as error:
         raise MissingExtraError("the reference features", "ml") from error
-    path = Path(pydemi.__file__).parent / "properties_v1.json.xz"
+    return _read_bundle(Path(pydemi.__file__).parent / "properties_v1.json.xz", pydemi.__version__)
+
+
+@lru_cache(maxsize=1)
+def _read_bundle(path: Path, version: str) -> dict[str, Any]:
+    import json
+    import lzma
+
     try:
         with lzma.open(path, "rt", encoding="utf-8") as file:
             bundle = json.load(file)
-        data: dict[str, Any] = bundle["dataset"]
         if tuple(bundle["features"]) == DESCRIPTORS:
-            return data
+            targets = bundle.get("targets", {}).items()
+            kept = {name: {key: own[key] for key in ("metrics", "test")} for name, own in targets}
+            return {"dataset": bundle["dataset"], "targets": kept}
     except (OSError, lzma.LZMAError, ValueError, KeyError) as error:
         raise InputError(
-            f"pydemi {pydemi.__version__} lacks the data set of {REFERENCE_DATA}: "
+            f"pydemi {version} lacks the data set of {REFERENCE_DATA}: "
             f"pip install '{REFERENCE_DATA.replace(' ', '==')}'"
         ) from error
-    raise InputError(f"pydemi {pydemi.__version__} has other descriptors than {REFERENCE_DATA}")
+    raise InputError(f"pydemi {version} has other descriptors than {REFERENCE_DATA}")
 
 
 def _formula(counts: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ import gzip
 import lzma
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,12 +19,14 @@ __all__ = [
     "PARTIAL_SUFFIX",
     "Compression",
     "compression_of",
+    "make_folder",
     "one_line",
     "reason",
     "replace_file",
     "replacing",
     "shown",
     "sync_folder",
+    "write_files",
 ]
 
 PARTIAL_SUFFIX = ".partial"
@@ -62,6 +64,33 @@ def compression_of(head: bytes) -> Compression | None:
 
 
 # --- writing --------------------------------------------------------------------------------
+
+
+def make_folder(folder: str | Path, error: type[ChgdbError] = InputError) -> Path:
+    """The folder, made with those above it where it is not there.
+
+    Raises:
+        ChgdbError: `error`, if it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise error(f"{shown(folder)}: cannot be written ({reason(problem)})") from problem
+    return Path(folder)
+
+
+def write_files(
+    folder: str | Path, contents: Mapping[str, bytes], error: type[ChgdbError] = InputError
+) -> None:
+    """Write files of a folder, which is made; each takes the place of its old content whole.
+
+    Raises:
+        ChgdbError: `error`, if one cannot be written.
+    """
+    folder = make_folder(folder, error)
+    for name, content in contents.items():
+        with replacing(folder / name, error) as partial:
+            partial.write_bytes(content)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ electrons of the reference pseudopotentials; it serves densities of other pseudo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from chgdb.composition import (
     COMPOSITION_FEATURES,
     FRACTIONS,
+    OTHER_VALENCE,
     composition_features,
     element_fractions,
     parse_formula,
@@ -64,9 +66,6 @@ mean density between the atoms times volume per atom (e)."""
 SYMMETRY = ("spacegroup", "crystal_system")
 """Number of the space group; number of the crystal system from triclinic, 0, to cubic, 6."""
 
-_FOREIGN = 0.01
-"""Electrons per atom by which a count may differ from that of the reference pseudopotentials."""
-
 
 class Inputs:
     """The inputs of a feature table.
@@ -105,15 +104,9 @@ def make_inputs(table: pd.DataFrame, kind: InputSet) -> Inputs:
     Raises:
         InputError: a formula cannot be read.
     """
-    formulas = {str(text): parse_formula(str(text)) for text in dict.fromkeys(table["formula"])}
-    magpie = {text: composition_features(counts) for text, counts in formulas.items()}
-    shares = {text: element_fractions(counts) for text, counts in formulas.items()}
-    composition = np.array([magpie[str(text)] for text in table["formula"]]).reshape(
-        len(table), len(COMPOSITION_FEATURES)
-    )
-    fractions = np.array([shares[str(text)] for text in table["formula"]]).reshape(
-        len(table), len(FRACTIONS)
-    )
+    read = [_of_formula(text) for text in table["formula"]]
+    composition = np.array([own.features for own in read]).reshape(-1, len(COMPOSITION_FEATURES))
+    fractions = np.array([own.fractions for own in read]).reshape(-1, len(FRACTIONS))
     if kind == "composition":
         return Inputs(np.concatenate([_symmetry(table), composition], axis=1), fractions)
     valence = _valences(table)
@@ -135,12 +128,28 @@ def is_foreign(table: pd.DataFrame) -> NDArray[np.bool_]:
     Seen in the count of its electrons. An element without a reference counts as foreign.
     """
     electrons = table["electrons_per_atom"].to_numpy(float)
-    return ~(np.abs(electrons - _valences(table)) <= _FOREIGN)
+    return ~(np.abs(electrons - _valences(table)) <= OTHER_VALENCE)
 
 
 def _valences(table: pd.DataFrame) -> NDArray[np.float64]:
-    known = {text: reference_valence(parse_formula(str(text))) for text in set(table["formula"])}
-    return np.array([known[text] for text in table["formula"]], dtype=float)
+    return np.array([_of_formula(text).valence for text in table["formula"]], dtype=float)
+
+
+class _Formula(NamedTuple):
+    """What a formula tells: `composition_features`, `element_fractions`, `reference_valence`."""
+
+    features: NDArray[np.float64]
+    fractions: NDArray[np.float64]
+    valence: float
+
+
+@lru_cache(maxsize=2**14)
+def _of_formula(text: str) -> _Formula:
+    """A prediction asks for every formula several times; 16384 of them take 32 MB."""
+    counts = parse_formula(text)
+    return _Formula(
+        composition_features(counts), element_fractions(counts), reference_valence(counts)
+    )
 
 
 def _symmetry(table: pd.DataFrame) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from chgdb.files import reason, shown
 from chgdb.inputs import INPUT_SETS, Inputs, InputSet, input_names, is_foreign, make_inputs
 from chgdb.perceptron import Scaler, forward
 from chgdb.schema import PREDICTED, check_id
+from chgdb.weights import packed, unpacked
 
 if TYPE_CHECKING:
     import lightgbm
@@ -47,7 +48,6 @@ __all__ = [
     "all_targets",
     "half_widths",
     "network_file",
-    "pack",
     "pack_scaler",
     "pack_space",
     "scaler_file",
@@ -226,6 +226,21 @@ class Members:
                 rows.append(np.maximum(grown, 0.0) / volume if target in MODULI else grown)
             result[target] = np.array(rows)
         return result
+
+    def every_target(
+        self, table: pd.DataFrame, inputs: Inputs | None = None
+    ) -> dict[str, NDArray[np.float64]]:
+        """Every target and its "<target>_spread" for the rows of a feature table.
+
+        Args:
+            table: the materials.
+            inputs: what `make_inputs` makes of them, where that is known already.
+        """
+        volume = table["volume_per_atom"].to_numpy(float)
+        mass = np.array([mass_per_atom(parse_formula(text)) for text in table["formula"]])
+        if inputs is None:
+            inputs = make_inputs(table, self.variant.inputs)
+        return all_targets(self.mean(self.predict(inputs, volume)), volume, mass)
 
     def contributions(self, target: str, inputs: Inputs) -> NDArray[np.float64]:
         """SHAP values of the trees of a target: shape (row, column of `tree_inputs`)."""
@@ -497,9 +512,7 @@ class PropertyModel:
         self, name: str, table: pd.DataFrame, inputs: Inputs, distance: NDArray[np.float64]
     ) -> dict[str, NDArray[np.float64]]:
         members = self._members[name]
-        volume = table["volume_per_atom"].to_numpy(float)
-        mass = np.array([mass_per_atom(parse_formula(text)) for text in table["formula"]])
-        every = all_targets(members.mean(members.predict(inputs, volume)), volume, mass)
+        every = members.every_target(table, inputs)
         result = {}
         for target in TARGETS:
             value = every[target]
@@ -574,19 +587,6 @@ def scaler_file(variant: str) -> str:
     return f"{variant}-scaler.safetensors"
 
 
-def pack(tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """The content of a safetensors file.
-
-    Raises:
-        MissingExtraError: safetensors is not installed.
-    """
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise MissingExtraError("a property model", "ml") from error
-    return save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
-
-
 def pack_scaler(scaler: Scaler) -> dict[str, NDArray[np.float64]]:
     """A scaler as named arrays."""
     return {name: getattr(scaler, name) for name in _SCALER}
@@ -600,7 +600,7 @@ def pack_space(space: Space) -> dict[str, bytes]:
         **pack_scaler(space.scaler),
     }
     names = json.dumps({"ids": space.ids, "formulas": space.formulas}, indent=0) + "\n"
-    return {SPACE_FILE: pack(arrays), IDS_FILE: names.encode()}
+    return {SPACE_FILE: packed(arrays), IDS_FILE: names.encode()}
 
 
 def _load_space(folder: Path, config: PropertyConfig) -> Space:
@@ -610,7 +610,7 @@ def _load_space(folder: Path, config: PropertyConfig) -> Space:
         return Space(
             tuple(names["ids"]),
             tuple(names["formulas"]),
-            tensors["points"].astype(np.float32),
+            tensors["points"],
             _scaler(tensors),
             tensors["elements"].astype(bool),
         )
@@ -631,7 +631,7 @@ def _load_members(folder: Path, config: PropertyConfig, name: str) -> Members:
         tensors = _tensors(folder, config, file)
         if "direct.weight" not in tensors or len(tensors["direct.weight"]) != len(variant.outputs):
             raise ModelError(f"{shown(folder / file)}: not a network of this model")
-        networks.append({key: values.astype(np.float32) for key, values in tensors.items()})
+        networks.append(tensors)
     trees = {}
     for target, file in variant.trees.items():
         try:
@@ -649,15 +649,9 @@ def _scaler(tensors: Mapping[str, NDArray[Any]]) -> Scaler:
 
 def _tensors(folder: Path, config: PropertyConfig, name: str) -> dict[str, NDArray[Any]]:
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-    except ImportError as error:
-        raise MissingExtraError("predicting properties", "ml") from error
-    try:
-        tensors: dict[str, NDArray[Any]] = load(_checked(folder, config, name))
-    except SafetensorError as error:
+        return unpacked(_checked(folder, config, name))
+    except ValueError as error:
         raise ModelError(f"{shown(folder / name)}: {reason(error)}") from error
-    return tensors
 
 
 def _checked(folder: Path, config: PropertyConfig, name: str) -> bytes:

@@ -8,10 +8,7 @@ those for the test part that pydemi ships.
 
 from __future__ import annotations
 
-import json
-import lzma
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chgdb.errors import InputError, ModelError
-from chgdb.files import replacing
+from chgdb.features import reference_bundle
+from chgdb.files import make_folder, replacing
 from chgdb.inputs import GEOMETRY, SYMMETRY, InputSet, input_names, make_inputs
 from chgdb.properties import BASE_TARGETS, TARGETS, Members, PropertyModel
 from chgdb.schema import PROPERTIES
-from chgdb.scores import bootstrap, coverage, folds, grouped_folds, paired, score
-from chgdb.train_properties import Settings, fingerprint, fit_members, predictions_of
+from chgdb.scores import coverage, folds, grouped_folds, paired_row, score_row
+from chgdb.train_properties import Settings, fingerprint, fit_members
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +45,6 @@ Protocol = Literal["random", "grouped"]
 PROTOCOLS: tuple[Protocol, ...] = ("random", "grouped")
 
 _PEER = "pydemi"
-_PEER_BUNDLE = "properties_v1.json.xz"
 _PACKAGES = ("python", "numpy", "torch", "lightgbm")
 
 
@@ -92,11 +89,8 @@ def score_table(predictions: pd.DataFrame, label: str, *, seed: int = 0) -> pd.D
         made = predictions[target].to_numpy(float)
         if not np.isfinite(reference).any():
             continue
-        found = score(reference, made)
-        row: dict[str, Any] = {"system": label, "target": target, "n": found.n}
-        for name, interval in bootstrap(reference, made, seed).items():
-            row[name] = getattr(found, name)
-            row[f"{name}_low"], row[f"{name}_high"] = interval
+        row: dict[str, Any] = {"system": label, "target": target}
+        row |= score_row(reference, made, seed)
         bounds = [f"{target}_low", f"{target}_high"]
         row["coverage"] = (
             coverage(reference, *(predictions[name].to_numpy(float) for name in bounds))
@@ -125,13 +119,8 @@ def compare_predictions(
         if target not in first or target not in second:
             continue
         reference = first[f"{target}_reference"].to_numpy(float)
-        found = paired(reference, first[target].to_numpy(), second[target].to_numpy(), seed)
-        row: dict[str, Any] = {"target": target, "n": found.n}
-        for name, change in (("mae_change", found.mae), ("r2_change", found.r2)):
-            row[name] = change.value
-            row[f"{name}_low"], row[f"{name}_high"] = change.interval
-            row[f"{name}_better"] = change.better
-        rows.append(row)
+        pair = first[target].to_numpy(), second[target].to_numpy()
+        rows.append({"target": target, **paired_row(reference, *pair, seed)})
     return pd.DataFrame(rows)
 
 
@@ -155,7 +144,7 @@ def fit_and_predict(
 
     members = fit_members(table, train, kind, settings)
     some = table[rows].reset_index(drop=True)
-    every = predictions_of(members, some, kind)
+    every = members.every_target(some)
     made = pd.DataFrame({"id": some["id"], **{target: every[target] for target in TARGETS}})
     for target in TARGETS:
         made[f"{target}_reference"] = some[target].to_numpy(float)
@@ -200,7 +189,7 @@ def cross_validate(
         else:
             parts.append(fit_and_predict(table, fold != number, fold == number, kind, settings))
             if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(kept.parent)
                 with replacing(kept) as partial:
                     parts[-1].to_csv(partial, index=False)
         if progress:
@@ -216,9 +205,9 @@ def peer_predictions(table: pd.DataFrame) -> pd.DataFrame | None:
     """
     import pandas as pd
 
-    bundle = _peer_bundle()
-    if bundle is None:
+    if find_spec(_PEER) is None:
         return None
+    bundle = reference_bundle()
     data = bundle["dataset"]
     made = []
     for target in TARGETS:
@@ -242,18 +231,6 @@ def peer_predictions(table: pd.DataFrame) -> pd.DataFrame | None:
         frame[f"{target}_reference"] = np.where(frame[target].notna(), known, np.nan)
         frame[target] = frame[target].fillna(0.0)
     return frame
-
-
-@lru_cache(maxsize=1)
-def _peer_bundle() -> dict[str, Any] | None:
-    """What pydemi ships: its data set, and of each target the metrics and the test predictions."""
-    spec = find_spec(_PEER)
-    if spec is None or spec.origin is None:
-        return None
-    with lzma.open(Path(spec.origin).with_name(_PEER_BUNDLE), "rt", encoding="utf-8") as file:
-        bundle: dict[str, Any] = json.load(file)
-    kept = {name: {k: t[k] for k in ("metrics", "test")} for name, t in bundle["targets"].items()}
-    return {"dataset": bundle["dataset"], "targets": kept}
 
 
 def tree_shares(

@@ -31,7 +31,9 @@ __all__ = [
     "folds",
     "grouped_folds",
     "paired",
+    "paired_row",
     "score",
+    "score_row",
 ]
 
 _Array = NDArray[np.float64]
@@ -177,6 +179,37 @@ def paired(
             better=float((sign * known > 0).mean()) if len(known) else math.nan,
         )
     return Paired(n, **differences)
+
+
+def score_row(reference: ArrayLike, predicted: ArrayLike, seed: int) -> dict[str, float | int]:
+    """A row of a table: `n`, and each score with `_low` and `_high` of `bootstrap`.
+
+    Raises:
+        InputError: as for `bootstrap`.
+    """
+    found = score(reference, predicted)
+    row: dict[str, float | int] = {"n": found.n}
+    for name, interval in bootstrap(reference, predicted, seed).items():
+        row[name] = getattr(found, name)
+        row[f"{name}_low"], row[f"{name}_high"] = interval
+    return row
+
+
+def paired_row(
+    reference: ArrayLike, first: ArrayLike, second: ArrayLike, seed: int
+) -> dict[str, float | int]:
+    """A row of a table: `n`, `mae_change` and `r2_change`, with `_low`, `_high` and `_better`.
+
+    Raises:
+        InputError: as for `bootstrap`.
+    """
+    found = paired(reference, first, second, seed)
+    row: dict[str, float | int] = {"n": found.n}
+    for name, change in (("mae_change", found.mae), ("r2_change", found.r2)):
+        row[name] = change.value
+        row[f"{name}_low"], row[f"{name}_high"] = change.interval
+        row[f"{name}_better"] = change.better
+    return row
 
 
 def coverage(reference: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:

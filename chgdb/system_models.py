@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from chgdb.composition import COMPOSITION_FEATURES
 from chgdb.errors import FormatVersionError, InputError, MissingExtraError, ModelError
-from chgdb.files import reason, replacing, shown
+from chgdb.files import reason, write_files
 from chgdb.system_inputs import TARGETS, SystemData, repeated, tree_features
-from chgdb.weights import CONFIG_FILE, WEIGHTS_FILE
+from chgdb.weights import CONFIG_FILE, WEIGHTS_FILE, unpacked
 
 if TYPE_CHECKING:
     import lightgbm
@@ -46,8 +46,6 @@ __all__ = [
     "lightgbm_module",
     "network_inputs",
     "one_thread",
-    "packed",
-    "unpacked",
 ]
 
 Array = NDArray[np.float64]
@@ -214,19 +212,12 @@ class System:
         Raises:
             ModelError: it cannot be written.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ModelError(f"{shown(folder)}: cannot be written ({reason(error)})") from error
         header = {"format": FORMAT, "format_version": SYSTEM_FORMAT_VERSION}
         config = json.dumps({**header, **asdict(self.config)}, indent=2) + "\n"
         contents = {**self._files, CONFIG_FILE: config.encode()}
         if card:
             contents[CARD_FILE] = card.encode()
-        for name, content in contents.items():
-            with replacing(folder / name, ModelError) as partial:
-                partial.write_bytes(content)
+        write_files(folder, contents, ModelError)
 
     def predict(self, data: SystemData) -> pd.DataFrame:
         """Predictions in the order of the rows; each is the same whatever the other rows are.
@@ -334,46 +325,6 @@ def build_system(config: SystemConfig, files: Mapping[str, bytes]) -> System:
     """
     trees = RECIPES[config.name].kind == "trees"
     return _Trees(config, files) if trees else _Network(config, files)
-
-
-# ---------------------------------------------------------------------- tensors
-
-
-def packed(tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """Tensors as the content of a safetensors file.
-
-    Raises:
-        MissingExtraError: safetensors is not installed.
-    """
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise MissingExtraError("a trained system", "ml") from error
-    content: bytes = save({name: np.asarray(array, order="C") for name, array in tensors.items()})
-    return content
-
-
-def unpacked(content: bytes) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file; those in half precision become float32.
-
-    Raises:
-        ValueError: it is damaged or holds numbers that are not finite.
-        MissingExtraError: safetensors is not installed.
-    """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-    except ImportError as error:
-        raise MissingExtraError("a trained system", "ml") from error
-    try:
-        tensors: dict[str, NDArray[Any]] = load(content)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise ValueError(f"{name} holds numbers that are not finite")
-    half = {name: t.astype(np.float32) for name, t in tensors.items() if t.dtype == np.float16}
-    return tensors | half
 
 
 # ---------------------------------------------------------------------- trees

@@ -53,10 +53,8 @@ from chgdb.system_models import (
     lightgbm_module,
     network_inputs,
     one_thread,
-    packed,
-    unpacked,
 )
-from chgdb.weights import WEIGHTS_FILE
+from chgdb.weights import WEIGHTS_FILE, packed, unpacked
 
 if TYPE_CHECKING:
     import lightgbm

@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chgdb import __version__
-from chgdb.composition import mass_per_atom, parse_formula
 from chgdb.errors import ChgdbError, InputError, MissingExtraError, ModelError
-from chgdb.files import reason, replacing, shown
+from chgdb.files import reason, replacing, shown, write_files
 from chgdb.inputs import InputSet, make_inputs
 from chgdb.perceptron import Scaler
 from chgdb.properties import (
@@ -37,9 +36,7 @@ from chgdb.properties import (
     PropertyModel,
     Space,
     Variant,
-    all_targets,
     network_file,
-    pack,
     pack_scaler,
     pack_space,
     scaler_file,
@@ -48,6 +45,7 @@ from chgdb.properties import (
 )
 from chgdb.schema import check_id
 from chgdb.system_inputs import fit_scaler
+from chgdb.weights import packed, unpacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +56,6 @@ __all__ = [
     "fingerprint",
     "fit_members",
     "join",
-    "predictions_of",
     "train_properties",
 ]
 
@@ -178,7 +175,7 @@ def fit_members(
                 scaled, inputs.fractions, (outputs - mean) / deviation, weights,
                 replace(settings, seed=settings.seed + number),
             )  # fmt: skip
-            _keep(cache, name, pack(state))
+            _keep(cache, name, packed(state))
         networks.append({key: values.astype(np.float32) for key, values in state.items()})
         tick()
     trees = {}
@@ -202,16 +199,6 @@ def fit_members(
         intervals={},
     )
     return Members(variant, networks, trees, scaler)
-
-
-def predictions_of(
-    members: Members, table: pd.DataFrame, kind: InputSet
-) -> dict[str, NDArray[np.float64]]:
-    """Every target, and the spreads, for the rows of a table."""
-    volume = table["volume_per_atom"].to_numpy(float)
-    mass = np.array([mass_per_atom(parse_formula(text)) for text in table["formula"]])
-    said = members.predict(make_inputs(table, kind), volume)
-    return all_targets(members.mean(said), volume, mass)
 
 
 def train_properties(
@@ -274,10 +261,10 @@ def train_properties(
     members: dict[str, Members] = {}
     for kind in kinds:
         fitted = fit_members(table, parts["train"], kind, settings, cache=cache, tick=tick)
-        fitted = _blended(fitted, val, kind)
-        fitted = _with_intervals(fitted, val, kind, distance[:, 0])
+        fitted = _blended(fitted, val)
+        fitted = _with_intervals(fitted, val, distance[:, 0])
         variants[kind], members[kind] = fitted.variant, fitted
-        files[scaler_file(kind)] = pack(pack_scaler(fitted.scaler))
+        files[scaler_file(kind)] = packed(pack_scaler(fitted.scaler))
         for name in (*fitted.variant.networks, *fitted.variant.trees.values()):
             files[name] = (cache / name).read_bytes()
     config = PropertyConfig(
@@ -298,13 +285,7 @@ def train_properties(
         },
     )
     text = config.text().encode()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"{shown(out)}: cannot be written ({reason(error)})") from error
-    for name, content in {**files, CONFIG_FILE: text}.items():
-        with replacing(out / name, ModelError) as partial:
-            partial.write_bytes(content)
+    write_files(out, {**files, CONFIG_FILE: text}, ModelError)
     for path in cache.iterdir():
         path.unlink()
     cache.rmdir()
@@ -411,10 +392,10 @@ def _grow(
 # ---------------------------------------------------------------------- what val decides
 
 
-def _blended(members: Members, val: pd.DataFrame, kind: InputSet) -> Members:
+def _blended(members: Members, val: pd.DataFrame) -> Members:
     """With the weight of the trees that gives the smallest squared error on the validation part."""
     volume = val["volume_per_atom"].to_numpy(float)
-    said = members.predict(make_inputs(val, kind), volume)
+    said = members.predict(make_inputs(val, members.variant.inputs), volume)
     weights = {}
     for target, rows in said.items():
         reference = val[target].to_numpy(float)
@@ -426,14 +407,12 @@ def _blended(members: Members, val: pd.DataFrame, kind: InputSet) -> Members:
     return members.with_variant(replace(members.variant, weight_of_trees=weights))
 
 
-def _with_intervals(
-    members: Members, val: pd.DataFrame, kind: InputSet, distance: NDArray[np.float64]
-) -> Members:
+def _with_intervals(members: Members, val: pd.DataFrame, distance: NDArray[np.float64]) -> Members:
     """With half widths that follow the logarithm of the errors of val, and hold `LEVEL` of them.
 
     Shape and scale are both of val: calibrated there, not split conformal intervals.
     """
-    every = predictions_of(members, val, kind)
+    every = members.every_target(val)
     intervals = {}
     for target in TARGETS:
         error = np.abs(every[target] - val[target].to_numpy(float))
@@ -504,10 +483,8 @@ def _keep(cache: Path | None, name: str, content: bytes) -> None:
             partial.write_bytes(content)
 
 
-def _cached(cache: Path | None, name: str) -> dict[str, NDArray[np.float16]] | None:
-    from safetensors.numpy import load
-
-    return load((cache / name).read_bytes()) if cache and (cache / name).exists() else None
+def _cached(cache: Path | None, name: str) -> dict[str, NDArray[Any]] | None:
+    return unpacked((cache / name).read_bytes()) if cache and (cache / name).exists() else None
 
 
 def _cached_text(cache: Path | None, name: str) -> str | None:

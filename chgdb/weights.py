@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from chgdb.errors import FormatVersionError, InputError, MissingExtraError, ModelError
-from chgdb.files import reason, replacing
+from chgdb.files import reason, write_files
 from chgdb.schema import LATENT_BOX, check_id
 
 if TYPE_CHECKING:
@@ -26,7 +30,9 @@ __all__ = [
     "EncoderConfig",
     "load_config",
     "load_tensors",
+    "packed",
     "save_encoder",
+    "unpacked",
 ]
 
 MODEL_FORMAT_VERSION = 1
@@ -185,15 +191,45 @@ def save_encoder(
     """
     from safetensors.torch import save
 
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"{folder}: cannot be written ({reason(error)})") from error
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     fields = {**asdict(config), "weights_sha256": hashlib.sha256(content).hexdigest()}
     text = json.dumps({"format_version": MODEL_FORMAT_VERSION, **fields}, indent=2) + "\n"
-    for name, data in ((WEIGHTS_FILE, content), (CONFIG_FILE, text.encode())):
-        with replacing(folder / name, ModelError) as partial:
-            partial.write_bytes(data)
+    write_files(folder, {WEIGHTS_FILE: content, CONFIG_FILE: text.encode()}, ModelError)
     return EncoderConfig(**fields)
+
+
+def packed(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Tensors as the content of a safetensors file.
+
+    Raises:
+        MissingExtraError: safetensors is not installed.
+    """
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise MissingExtraError("a trained model", "ml") from error
+    content: bytes = save({name: np.asarray(array, order="C") for name, array in tensors.items()})
+    return content
+
+
+def unpacked(content: bytes) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file; those in half precision become float32.
+
+    Raises:
+        ValueError: it is damaged or holds numbers that are not finite.
+        MissingExtraError: safetensors is not installed.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+    except ImportError as error:
+        raise MissingExtraError("a trained model", "ml") from error
+    try:
+        tensors: dict[str, NDArray[Any]] = load(content)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+    half = {name: t.astype(np.float32) for name, t in tensors.items() if t.dtype == np.float16}
+    return tensors | half

@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +16,9 @@ from chgdb.cli import main
 from chgdb.database import Database
 from chgdb.density import ChargeDensity, Grid, Structure
 from chgdb.formats import write_density
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 SKEW = np.array([[3.1, 0.0, 0.0], [0.6, 2.9, 0.0], [-0.4, 0.7, 3.4]])
@@ -180,6 +183,22 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Outcome(int(stopped.value.code or 0), out, err)
 
     return command
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is drawn."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    original = Figure.savefig
+
+    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
+        drawn.append(figure)
+        original(figure, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return drawn
 
 
 @pytest.fixture(scope="session")

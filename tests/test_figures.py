@@ -26,20 +26,6 @@ SHARES = {
 }
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn."""
-    drawn: list[Figure] = []
-    original = Figure.savefig
-
-    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
-        drawn.append(figure)
-        original(figure, *arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return drawn
-
-
 def parity(path: Path, **options: Any) -> None:
     given = {"title": "bulk modulus", "unit": "GPa", "scores": score(TRUTH, GUESS), **options}
     parity_plot(path, TRUTH, GUESS, **given)

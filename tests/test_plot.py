@@ -17,20 +17,6 @@ from chgdb.plot import plot_slice
 WAVES: list[Wave] = [((1, 2, -1), 0.4, 0.3), ((0, 1, 2), 0.3, -0.8), ((2, 0, 1), 0.2, 1.0)]
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn."""
-    drawn: list[Figure] = []
-    original = Figure.savefig
-
-    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
-        drawn.append(figure)
-        original(figure, *arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return drawn
-
-
 @pytest.mark.parametrize(
     ("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
 )

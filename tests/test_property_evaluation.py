@@ -128,11 +128,9 @@ def test_the_card_holds_the_scores(model: PropertyModel, table: Any, tmp_path: P
 def test_the_peer_is_scored_as_it_scores_itself() -> None:
     """Its predictions are put to the right materials: its own metrics come out."""
     pytest.importorskip("pydemi")
-    from chgdb.features import reference_features
-    from chgdb.property_evaluation import _peer_bundle
+    from chgdb.features import reference_bundle, reference_features
 
-    bundle = _peer_bundle()
-    assert bundle is not None
+    bundle = reference_bundle()
     data = bundle["dataset"]
     known = {
         id_: {

@@ -22,9 +22,9 @@ from chgdb.evaluation import Evaluation, compare, evaluate_systems, input_shares
 from chgdb.properties import TARGETS
 from chgdb.scores import score
 from chgdb.system_inputs import fit_components, fit_scaler, repeated, tree_features
-from chgdb.system_models import RECIPES, _Network, network_inputs, packed, unpacked
+from chgdb.system_models import RECIPES, _Network, network_inputs
 from chgdb.systems import SYSTEMS, System, SystemData, TrainOptions, system_data, train
-from chgdb.weights import CONFIG_FILE, WEIGHTS_FILE, load_config
+from chgdb.weights import CONFIG_FILE, WEIGHTS_FILE, load_config, packed, unpacked
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = TrainOptions(epochs=2, trials=2, widths=(4, 6))

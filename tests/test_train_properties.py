@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("lightgbm")
 
 from chgdb import train_properties as training
-from chgdb.train_properties import Settings, fit_members, join, predictions_of, train_properties
+from chgdb.train_properties import Settings, fit_members, join, train_properties
 
 SMALL = Settings(networks=2, epochs=3, width=16, trees=15, batch=32)
 
@@ -136,7 +136,7 @@ def test_what_follows_from_the_features_is_learned() -> None:
     some = Settings(networks=1, epochs=60, width=32, trees=200, batch=64)
     members = fit_members(rows, train, "full", some)
     test = rows[rows["split"] == "test"]
-    made = predictions_of(members, test, "full")
+    made = members.every_target(test)
     for name in TARGETS:
         reference = test[name].to_numpy(float)
         error = np.abs(made[name] - reference).mean()
