@@ -216,7 +216,7 @@ class LatentArrays:
         self,
         start: int,
         ids: Sequence[str],
-        latents: NDArray[Any],
+        latents: NDArray[Any] | None,
         grids: ArrayLike,
         work_grids: ArrayLike,
         n_electrons: ArrayLike,
@@ -228,11 +228,12 @@ class LatentArrays:
 
         Args:
             start: first row, at most `n_rows`.
-            ids: one material id per row.
-            latents: shape (row, channel, a, b, c): float values, or packed in the stored dtype.
-            grids: shape (row, 3), points of the source densities.
+            ids: one material id per row; "" in a row without a density, where the rest is 0.
+            latents: shape (row, channel, a, b, c): float values, or packed in the stored dtype;
+                None if no row has one.
+            grids: shape (row, 3), points of the source densities; 0 where they are not known.
             work_grids: shape (row, 3), points that the encoder saw.
-            n_electrons: shape (row,), electrons.
+            n_electrons: shape (row,), electrons; 0 where they are not known.
             payloads: one per row; empty where there is none.
 
         Raises:
@@ -254,6 +255,9 @@ class LatentArrays:
             rows["payload_offset"] = ends - lengths
             for name, values in rows.items():
                 self._extend(name, start, values)
+            if "latent" not in rows:
+                latent = _array(self._group, "latent")
+                latent.resize((stop, *latent.shape[1:]))
             content = np.frombuffer(b"".join(payloads), np.uint8)
             n_bytes = self._extend(_PAYLOAD, self.n_bytes or 0, content)
             self._commit(stop, n_bytes)
@@ -366,31 +370,41 @@ class LatentArrays:
     def _checked(
         self,
         ids: Sequence[str],
-        latents: NDArray[Any],
+        latents: NDArray[Any] | None,
         grids: ArrayLike,
         work_grids: ArrayLike,
         n_electrons: ArrayLike,
     ) -> dict[str, NDArray[Any]]:
         """The values to store, by array."""
         n = len(ids)
-        latents = np.asarray(latents)
-        if latents.dtype.kind == "f":
-            latents = pack(latents, self.storage.dtype, self.storage.scale_factor)
-        elif latents.dtype != np.dtype(self.storage.dtype):
-            raise InputError(f"latents are float values or {self.storage.dtype}")
         rows = {
-            "latent": _shaped("latents", latents, (n, *self.storage.shape)),
-            "material_id": np.array([check_id(id_) for id_ in ids], dtype=object),
+            "material_id": np.array([id_ and check_id(id_) for id_ in ids], dtype=object),
             "grid": _shaped("grids", np.asarray(grids).reshape(-1, 3), (n, 3)),
             "work_grid": _shaped("work_grids", np.asarray(work_grids).reshape(-1, 3), (n, 3)),
             "n_electrons": _shaped("n_electrons", np.asarray(n_electrons, np.float64), (n,)),
         }
+        if latents is not None:
+            rows["latent"] = _shaped("latents", self._packed(latents), (n, *self.storage.shape))
         for name in ("grid", "work_grid"):
-            if n and not (rows[name].min() >= 1 and rows[name].max() <= _MAX_GRID):
+            known = rows[name][(rows[name] != 0).any(axis=1)]
+            if known.size and not (known.min() >= 1 and known.max() <= _MAX_GRID):
                 raise InputError(f"{name}: a grid has a positive number of points along each axis")
+        named = rows["material_id"] != ""
+        if latents is None and named.any():
+            raise InputError("a row that has the id of a material has a latent")
+        if (rows["work_grid"][named] < 1).any():
+            raise InputError("work_grid: a latent was made on a grid with points along each axis")
         if not np.isfinite(rows["n_electrons"]).all():
             raise InputError("n_electrons holds a value that is not a finite number")
         return rows
+
+    def _packed(self, latents: NDArray[Any]) -> NDArray[Any]:
+        latents = np.asarray(latents)
+        if latents.dtype.kind == "f":
+            return pack(latents, self.storage.dtype, self.storage.scale_factor)
+        if latents.dtype != np.dtype(self.storage.dtype):
+            raise InputError(f"latents are float values or {self.storage.dtype}")
+        return latents
 
     def _commit(self, n_rows: int, n_bytes: int) -> None:
         _commit(self.path, n_rows, n_bytes)

@@ -123,6 +123,14 @@ Spacegroup = Annotated[
     str | None, typer.Option(metavar="227", help="Its number, a range, or its symbol (Fd-3m).")
 ]
 CrystalSystem = Annotated[str | None, typer.Option(metavar="cubic", help="Crystal system.")]
+SourceFilter = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="dft",
+        help="Where the density comes from: dft, charge3net, or none for materials without one.",
+    ),
+]
 Where = Annotated[
     str | None,
     typer.Option(
@@ -172,7 +180,7 @@ _SEARCH_COLUMNS = (
     "shear_modulus",
     "formation_energy",
     "band_gap",
-    "latent_nmae",
+    "source",
 )
 _TABLE_LIMIT = 50
 """Rows of a table for people, unless --limit says otherwise."""
@@ -267,6 +275,7 @@ def _filters(options: dict[str, Any]) -> Filters:
         "nelements": options["nelements"],
         "spacegroup": options["spacegroup"],
         "crystal_system": options["crystal_system"],
+        "source": options["source"],
         "ranges": {name: options[name] for name in _RANGES if options[name] is not None},
         "where": options["where"],
         "sort": sort.removeprefix("-") or None,
@@ -284,6 +293,7 @@ def search(
     nelements: NElements = None,
     spacegroup: Spacegroup = None,
     crystal_system: CrystalSystem = None,
+    source: SourceFilter = None,
     bulk_modulus: BulkModulus = None,
     shear_modulus: ShearModulus = None,
     youngs_modulus: YoungsModulus = None,
@@ -751,6 +761,37 @@ def _parse_tolerance(text: str | None, max_error: float | None) -> Tolerance:
     return Tolerance(nmae, max_error)
 
 
+@app.command("import-table")
+def import_table(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CSV", help="material_id, formula, and properties as docs/format.md says."
+        ),
+    ],
+    store: Store = None,
+) -> None:
+    """Store what is known of materials whose densities are not there, or not yet.
+
+    Each becomes a record that search and predict find, and that `add` gives a density later.
+    Records that are there get the properties.
+    """
+    from chgdb.intake import read_materials
+
+    materials = read_materials(table)
+    with progress_bar("importing") as progress:
+        report = _open(store).import_materials(materials, progress=_heeding_interrupts(progress))
+    same = len(materials) - len(report.added) - len(report.updated) - len(report.failed)
+    typer.echo(
+        f"{len(report.added)} added, {len(report.updated)} updated, {same} as they were, "
+        f"{len(report.failed)} failed"
+    )
+    for material_id, why in report.failed:
+        _say(f"error: {material_id}: {why}")
+    if report.failed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def remove(ids: Ids, store: Store = None) -> None:
     """Remove records, all or none."""
@@ -774,6 +815,7 @@ def export(
     nelements: NElements = None,
     spacegroup: Spacegroup = None,
     crystal_system: CrystalSystem = None,
+    source: SourceFilter = None,
     bulk_modulus: BulkModulus = None,
     shear_modulus: ShearModulus = None,
     youngs_modulus: YoungsModulus = None,

@@ -6,19 +6,16 @@ methods that need them, so opening and searching a store stays instant.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import mean, median
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from chgdb import __version__
 from chgdb.derived import Derived
@@ -31,26 +28,17 @@ from chgdb.errors import (
     UnknownIdError,
 )
 from chgdb.export import known_properties, structure_of
-from chgdb.files import PARTIAL_SUFFIX, one_line, reason, replace_file, shown
+from chgdb.files import PARTIAL_SUFFIX, reason, replace_file, shown
+from chgdb.filters import Filters, Range, column_named, columns_named, condition_of
+from chgdb.parquet import any_of
 from chgdb.predicting import Predictor, PredictReport
-from chgdb.query import (
-    Condition,
-    canonical_formula,
-    chemsys_condition,
-    elements_condition,
-    formula_condition,
-    parse_range,
-    parse_where,
-)
 from chgdb.resources import DEFAULT_ENCODER, find_model, find_store, is_shipped
 from chgdb.schema import (
     ARRAYS_FOLDER,
-    COLUMNS,
-    CRYSTAL_SYSTEMS,
     FORMAT_VERSION,
     PREDICTED,
     PREDICTION_COLUMNS,
-    SEARCHABLE,
+    SOURCES,
     TABLE_FOLDER,
     EncoderInfo,
     StoreInfo,
@@ -66,7 +54,7 @@ if TYPE_CHECKING:
     from ase import Atoms
     from numpy.typing import NDArray
 
-    from chgdb.archive import Payload, Tolerance
+    from chgdb.archive import Tolerance
     from chgdb.arrays import LatentArrays
     from chgdb.codec import Codec
     from chgdb.decoded import DecodedDensity
@@ -77,6 +65,7 @@ __all__ = [
     "AddReport",
     "Database",
     "Filters",
+    "ImportReport",
     "OnConflict",
     "PredictReport",
     "Range",
@@ -90,9 +79,6 @@ OnConflict = Literal["error", "skip", "replace"]
 Source = Literal["payload", "latent"]
 """What `decode` makes a density from."""
 
-Range = str | tuple[float | None, float | None]
-"""Bounds, both included: "100:200", "100:" or (100, None); "227" is that number alone."""
-
 LOCK_FILE = ".lock"
 LOCK_TIMEOUT = 30.0
 """Seconds to wait for another writer."""
@@ -100,31 +86,32 @@ LOCK_TIMEOUT = 30.0
 BATCH = 128
 """Densities that are encoded and committed together, at most."""
 
+_MATERIALS = 4096
+"""Materials without a density that are committed together."""
+
 BATCH_POINTS = 2**23
 """Grid points beyond which a batch is complete, such as four of 128^3: bounds the memory."""
 
 _PREDICTED_VALUES = [f"{name}{end}" for name in PREDICTED for end in ("", "_low", "_high")]
 
+_SOURCE_COUNTS = {
+    **{f"densities, {source}": f"count(*) FILTER (source = '{source}')" for source in SOURCES},
+    "without a density": "count(*) FILTER (source IS NULL)",
+}
+_SUMMARY = {
+    "records": "count(*)",
+    **_SOURCE_COUNTS,
+    "latent NMAE, median (%)": "median(latent_nmae)",
+    "latent NMAE, largest (%)": "max(latent_nmae)",
+    "payloads": "count(payload_bytes)",
+    "payload NMAE, median (%)": "median(payload_nmae)",
+    "payload NMAE, largest (%)": "max(payload_nmae)",
+    "payload, mean (bytes)": "avg(payload_bytes)",
+}
+"""What `Database.summary` tells of all records, in SQL."""
+
 LARGEST_GRID = 2**27
 """Points of a grid to decode on: 512^3, 1 GB as an array and 3 GB while it is made."""
-
-
-class Filters(TypedDict, total=False):
-    """The arguments of `Database.select`, which describes them."""
-
-    formula: str | None
-    elements: str | Sequence[str]
-    exclude: str | Sequence[str]
-    chemsys: str | None
-    nelements: Range | int | None
-    spacegroup: str | int | None
-    crystal_system: str | None
-    ranges: Mapping[str, Range] | None
-    where: str | None
-    columns: str | Sequence[str] | None
-    sort: str | None
-    descending: bool
-    limit: int | None
 
 
 @dataclass
@@ -143,6 +130,21 @@ class AddReport:
 
     def __len__(self) -> int:
         return len(self.added) + len(self.skipped) + len(self.failed)
+
+
+@dataclass
+class ImportReport:
+    """What `Database.import_materials` did with every material.
+
+    Attributes:
+        added: ids of new records.
+        updated: ids of records that got properties, or a structure.
+        failed: (id, why) of those that could not be taken.
+    """
+
+    added: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,13 +187,30 @@ class Record:
         return self._database.predicted([self.id]).get(self.id, {})
 
     @property
+    def source(self) -> str | None:
+        """Where the density comes from: "dft", "charge3net", or None if there is no density."""
+        source: str | None = self.row["source"]
+        return source
+
+    @property
     def grid(self) -> Grid:
-        """The grid of the source density."""
-        return self.row["grid_a"], self.row["grid_b"], self.row["grid_c"]
+        """The grid of the source density.
+
+        Raises:
+            StoreError: there is no density, or its grid is not known.
+        """
+        grid = self.row["grid_a"], self.row["grid_b"], self.row["grid_c"]
+        if None in grid:
+            raise self._without_density()
+        return grid
 
     @cached_property
     def structure(self) -> Structure:
-        """The crystal structure."""
+        """The crystal structure.
+
+        Raises:
+            StoreError: it is not known.
+        """
         return structure_of(self.row)
 
     @property
@@ -203,9 +222,17 @@ class Record:
         """The stored latent, as the decoder sees it.
 
         Raises:
-            StoreError: the arrays of the store are damaged.
+            StoreError: there is no density, or the arrays of the store are damaged.
         """
+        if self.row["work_grid_a"] is None:
+            raise self._without_density()
         return self._database._latent(self.row)
+
+    def _without_density(self) -> StoreError:
+        return StoreError(
+            f"{self.id}: the store holds no density of it; add one with: "
+            f"chgdb add CHGCAR --id {self.id}"
+        )
 
     def payload(self) -> bytes | None:
         """The stored payload, which `chgdb.archive.decode` decodes; None if there is none.
@@ -328,30 +355,25 @@ class Database:
         try:
             return [Record(self, row) for row in self._table.get(ids)]
         except UnknownIdError:
-            known = self._table.ids()
-            missing = next((id_ for id_ in ids if id_ not in known), ids[0])
-            near = get_close_matches(missing, known, n=3)
+            found = self._table.select(any_of("id", ids), ids, columns=["id"])
+            known = {id_ for (id_,) in found.values}
+            missing = next(id_ for id_ in ids if id_ not in known)
+            near = get_close_matches(missing, self._table.near(missing, 64), n=3)
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise UnknownIdError(f"no record {missing!r} in {shown(self.path)}{hint}") from None
 
     def summary(self) -> dict[str, Any]:
         """What the store holds, for people: "records", "encoder", "size on disk (MB)", ..."""
-        rows = self._table.select(columns=["latent_nmae", "payload_nmae", "payload_bytes"]).values
-        errors = [nmae for nmae, _, _ in rows]
-        kept = [nmae for _, nmae, _ in rows if nmae is not None]
-        sizes = [size for _, _, size in rows if size is not None]
+        found = self._table.summary(_SUMMARY)
+        sources = {name: found.pop(name) for name in _SOURCE_COUNTS}
         return {
             "store": str(self.path),
             "format version": self.info.format_version,
-            "records": len(rows),
+            "records": found.pop("records"),
+            **{name: count for name, count in sources.items() if count or name == "densities, dft"},
             "encoder": f"{self.info.encoder.id} ({self.info.encoder.weights_sha256[:12]})",
             "latent": f"{self.info.latent.shape}, {self.info.latent.dtype}",
-            "latent NMAE, median (%)": median(errors) if errors else None,
-            "latent NMAE, largest (%)": max(errors, default=None),
-            "payloads": len(sizes),
-            "payload NMAE, median (%)": median(kept) if kept else None,
-            "payload NMAE, largest (%)": max(kept, default=None),
-            "payload, mean (bytes)": mean(sizes) if sizes else None,
+            **found,
             **self._derived_summary(),
             "size on disk (MB)": _size(self.path) / 1e6,
             "attribution": self.info.attribution or None,
@@ -384,6 +406,7 @@ class Database:
         nelements: Range | int | None = None,
         spacegroup: str | int | None = None,
         crystal_system: str | None = None,
+        source: str | None = None,
         ranges: Mapping[str, Range] | None = None,
         where: str | None = None,
         columns: str | Sequence[str] | None = None,
@@ -405,6 +428,8 @@ class Database:
             nelements: number of elements, or a range of it.
             spacegroup: its number or a range of it, or its Hermann-Mauguin symbol.
             crystal_system: "cubic", "hexagonal", ...
+            source: "dft" or "charge3net", where the density comes from; "none" for materials
+                without one.
             ranges: column -> its bounds.
             where: an expression over the columns (docs/cli.md).
             columns: what to return; by default everything.
@@ -415,24 +440,22 @@ class Database:
         Raises:
             QueryError: a filter that cannot be understood, or an unknown column.
         """
-        condition = elements_condition(_listed(elements), _listed(exclude))
-        if formula is not None:
-            condition &= formula_condition(formula)
-        if chemsys is not None:
-            condition &= chemsys_condition(chemsys)
-        for name, bounds in {"n_elements": nelements, **(ranges or {})}.items():
-            if bounds is not None:
-                condition &= _range_condition(name, bounds)
-        if spacegroup is not None:
-            condition &= _spacegroup_condition(str(spacegroup))
-        if crystal_system is not None:
-            condition &= _crystal_system_condition(crystal_system)
-        if where is not None:
-            condition &= parse_where(where, _column_kinds())
+        condition = condition_of(
+            formula=formula,
+            elements=elements,
+            exclude=exclude,
+            chemsys=chemsys,
+            nelements=nelements,
+            spacegroup=spacegroup,
+            crystal_system=crystal_system,
+            source=source,
+            ranges=ranges,
+            where=where,
+        )
         if limit is not None and limit < 0:
             raise QueryError(f"limit {limit}: give a number that is not negative")
-        names = None if columns is None else _columns(columns)
-        order_by = None if sort is None else _column(sort)
+        names = None if columns is None else columns_named(columns)
+        order_by = None if sort is None else column_named(sort)
         named = not PREDICTION_COLUMNS.keys().isdisjoint({*(names or ()), order_by})
         return self._table.select(
             condition.sql,
@@ -625,7 +648,7 @@ class Database:
 
         Returns:
             The nearest first: `id`, `formula`, `distance`, `spacegroup`, `volume_per_atom` (A^3),
-            `record` (whether the store has a record of it).
+            `density` (whether the store holds its density).
 
         Raises:
             InputError: `n` is not positive, or the file cannot be read.
@@ -667,8 +690,8 @@ class Database:
         if not self._derived.exists:
             return {}
         found = self._table.select(
-            "list_contains(?, id) AND predicted_by IS NOT NULL",
-            [_ids(ids)],
+            f"{any_of('id', _ids(ids))} AND predicted_by IS NOT NULL",
+            _ids(ids),
             columns=["id", *PREDICTION_COLUMNS],
             joined=self._derived.joined,
         )
@@ -732,12 +755,20 @@ class Database:
             pass  # a store that cannot be written is told from before anything is read
         self._codec  # noqa: B018 (and an encoder that is not there, too)
         tolerance = tolerance or Tolerance()
-        stored = {row["id"]: row for row in self._table.select(columns=_STORED_COLUMNS)}
-        known = {
-            row["source_sha256"]: row["id"]
-            for row in stored.values()
-            if on_conflict != "replace" or _holds(row, tolerance)
-        }
+        stored: dict[str, Mapping[str, Any]] = {}
+
+        def known(hashes: Sequence[str]) -> dict[str, str]:
+            """The ids of the files that need not be read again, by their SHA-256."""
+            found = self._table.select(
+                any_of("source_sha256", hashes), hashes, columns=_STORED_COLUMNS
+            )
+            stored.update((row["id"], row) for row in found)
+            return {
+                row["source_sha256"]: row["id"]
+                for row in found
+                if on_conflict != "replace" or _holds(row, tolerance)
+            }
+
         report = AddReport()
         met = _Met(named=ids is not None, on_conflict=on_conflict)
         batch: list[Intake] = []
@@ -770,6 +801,51 @@ class Database:
         tell()
         return report
 
+    def import_materials(
+        self,
+        materials: Mapping[str, Mapping[str, Any]],
+        structures: Mapping[str, Structure] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ImportReport:
+        """Store what is known of materials, with a density in the store or without.
+
+        A material that is not there becomes a record without a density, which `add` may give one
+        later; one that is gets the properties, and the structure where it has none.
+
+        Args:
+            materials: by id, `formula` and properties in the units of the schema.
+            structures: by id, as far as they are known.
+            progress: called with the number of materials done and the number of all.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        report = ImportReport()
+        for part in _batches(list(materials), _MATERIALS):
+            with self._writing():
+                known = {row["id"]: row for row in self._table.select(any_of("id", part), part)}
+                fresh: list[dict[str, Any]] = []
+                changes: dict[str, dict[str, Any]] = {}
+                for id_ in part:
+                    try:
+                        row = _material(id_, materials[id_], (structures or {}).get(id_), known)
+                    except InputError as error:
+                        report.failed.append((id_, str(error)))
+                        continue
+                    if id_ not in known:
+                        fresh.append(row)
+                    elif row:
+                        changes[id_] = row
+                self._table.update(changes)
+                if fresh:
+                    self._commit(fresh, [None] * len(fresh), [b""] * len(fresh), replacing=False)
+            report.added += [row["id"] for row in fresh]
+            report.updated += changes
+            if progress:
+                progress(len(report.added) + len(report.updated), len(materials))
+        return report
+
     def remove(self, ids: str | Sequence[str]) -> None:
         """Remove records, all or none.
 
@@ -800,7 +876,10 @@ class Database:
             target = Database._create(partial, info)
             for start in range(0, len(records), BATCH):
                 part = records[start : start + BATCH]
-                latents = [record.latent().values for record in part]
+                latents = [
+                    None if record.row["work_grid_a"] is None else record.latent().values
+                    for record in part
+                ]
                 payloads = [_whole_payload(record) for record in part]
                 rows = [record.row for record in part]
                 target._commit(rows, latents, payloads, replacing=False)
@@ -862,7 +941,7 @@ class Database:
             latents = [encoded[intake.id].values for intake in free]
             payloads = [intake.payload.data if intake.payload else b"" for intake in free]
             if rows:
-                self._commit(rows, latents, payloads, replacing=on_conflict == "replace")
+                self._commit(rows, latents, payloads, replacing=True)
         report.added += rows
 
     def _without_conflicts(
@@ -874,29 +953,35 @@ class Database:
     ) -> list[Intake]:
         """The files whose ids are free, or to be replaced."""
         ids = [intake.id for intake in intakes]
-        found = self._table.select("list_contains(?, id)", [ids], columns=_STORED_COLUMNS)
+        found = self._table.select(any_of("id", ids), ids, columns=_STORED_COLUMNS)
         taken = {row["id"]: row for row in found}
         free = []
         for intake in intakes:
             path, row = intake.path, taken.get(intake.id)
             same = row is not None and row["source_sha256"] == intake.sha256
-            if row is None or (on_conflict == "replace" and not (same and _holds(row, tolerance))):
+            if (
+                row is None
+                or _gives_way(row, intake)
+                or (on_conflict == "replace" and not (same and _holds(row, tolerance)))
+            ):
                 free.append(intake)
             elif same:
                 _tell_stored(path, row, tolerance, on_conflict, report)
             elif on_conflict == "skip":
                 report.skipped.append((path, f"id {intake.id} is taken"))
             else:
-                why = "is taken by a record of another file; give --id, or --on-conflict"
-                report.failed.append((path, f"{shown(path)}: id {intake.id} {why} skip or replace"))
+                report.failed.append((path, f"{shown(path)}: {_taken(row, intake)}"))
         return free
 
     def _properties(self, intakes: Sequence[Intake]) -> dict[str, dict[str, Any]]:
-        """By id, the properties of records that are about to be made anew from the same file."""
-        sha256 = {intake.id: intake.sha256 for intake in intakes}
-        found = self._table.select("list_contains(?, id)", [list(sha256)])
-        same = (row for row in found if row["source_sha256"] == sha256[row["id"]])
-        return {row["id"]: known_properties(row) for row in same}
+        """By id, the properties of records that are about to get another density."""
+        by_id = {intake.id: intake for intake in intakes}
+        found = self._table.select(any_of("id", list(by_id)), list(by_id))
+        return {
+            row["id"]: known_properties(row)
+            for row in found
+            if row["source_sha256"] == by_id[row["id"]].sha256 or _gives_way(row, by_id[row["id"]])
+        }
 
     def _encode_or_report(self, intakes: Sequence[Intake], report: AddReport) -> list[_Encoded]:
         """Encode together; if that fails, in halves, so that a bad density stops no other."""
@@ -916,6 +1001,7 @@ class Database:
     def _encode(self, intakes: Sequence[Intake]) -> list[_Encoded]:
         """Rows and latents of densities; the errors in the rows are those of the stored bytes."""
         from chgdb.metrics import compare
+        from chgdb.rows import describe_intake, describe_payload
 
         densities = [intake.density for intake in intakes]
         latents = [self._codec.stored(latent) for latent in self._codec.encode(densities)]
@@ -926,7 +1012,7 @@ class Database:
         for intake, latent, back in zip(intakes, latents, decoded, strict=True):
             error = compare(back, intake.density)
             row = {
-                **_describe(intake),
+                **describe_intake(intake),
                 "work_grid_a": latent.work_grid[0],
                 "work_grid_b": latent.work_grid[1],
                 "work_grid_c": latent.work_grid[2],
@@ -934,7 +1020,7 @@ class Database:
                 "latent_max_error": error.max_error,
                 "latent_electron_error": error.electron_error,
                 "latent_coarse": self._codec.is_coarse(intake.density.structure.lattice),
-                **_describe_payload(intake.payload),
+                **describe_payload(intake.payload),
             }
             encoded.append(_Encoded(intake, row, latent.values))
         return encoded
@@ -942,28 +1028,39 @@ class Database:
     def _commit(
         self,
         rows: Sequence[Mapping[str, Any]],
-        latents: Sequence[NDArray[np.float32]],
+        latents: Sequence[NDArray[np.float32] | None],
         payloads: Sequence[bytes],
         *,
         replacing: bool,
     ) -> None:
-        """Arrays first, then the Parquet part that makes the records exist."""
+        """Arrays first, then the Parquet part that makes the records exist.
+
+        Args:
+            rows: of the table.
+            latents: of each row; None for one without a density.
+            payloads: of each row; empty where there is none.
+            replacing: records of the same ids are superseded.
+        """
         import numpy as np
 
         ids = [row["id"] for row in rows]
-        old = self._table.select("list_contains(?, id)", [ids], columns=["row"]).values
+        old = self._table.select(any_of("id", ids), ids, columns=["row"]).values
         start = self._table.next_row
         if old:
             self._derived.forget(ids)
         _keep_library(self.path)
         arrays = self._writable_arrays()
+        blank = np.zeros(self.info.latent.shape, np.float32)
+        dense = any(latent is not None for latent in latents)
         arrays.write(
             start,
-            ids,
-            np.stack(latents),
-            [[row[f"grid_{axis}"] for axis in "abc"] for row in rows],
-            [[row[f"work_grid_{axis}"] for axis in "abc"] for row in rows],
-            [row["n_electrons"] for row in rows],
+            ["" if latent is None else id_ for id_, latent in zip(ids, latents, strict=True)],
+            np.stack([blank if values is None else values for values in latents])
+            if dense
+            else None,
+            [[row.get(f"grid_{axis}") or 0 for axis in "abc"] for row in rows],
+            [[row.get(f"work_grid_{axis}") or 0 for axis in "abc"] for row in rows],
+            [row.get("n_electrons") or 0.0 for row in rows],
             payloads,
         )
         self._table.append(rows, start, replaces=replacing and bool(old))
@@ -1137,77 +1234,13 @@ def _size(folder: Path) -> int:
     return total
 
 
-# ---------------------------------------------------------------------- filters
-
-
-def _ids(ids: str | Sequence[str]) -> list[str]:
-    """Ids as a list; text is one id, or several with commas."""
-    return ids.split(",") if isinstance(ids, str) else list(ids)
-
-
-def _listed(values: str | Sequence[str]) -> list[str]:
-    """A list, which may be written as text with commas; nothing twice."""
-    parts = values.split(",") if isinstance(values, str) else values
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
-
-
-def _column(name: str) -> str:
-    """The column that a user means; "-" stands for "_" and upper for lower case."""
-    if name in SEARCHABLE:
-        return name
-    by_lower = {column.lower(): column for column in SEARCHABLE}
-    asked = name.lower().replace("-", "_")
-    if asked in by_lower:
-        return by_lower[asked]
-    near = [by_lower[column] for column in get_close_matches(asked, by_lower, n=3)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COLUMNS)}"
-    raise QueryError(f"no column {one_line(name)!r}; {hint}")
-
-
-def _columns(names: str | Sequence[str]) -> list[str]:
-    columns = list(dict.fromkeys(_column(name) for name in _listed(names)))
-    if not columns:
-        raise QueryError("no columns to show: name one, or leave them away")
-    return columns
-
-
-def _column_kinds() -> dict[str, str]:
-    """Column name -> what the query language calls its type."""
-    kinds = {"integer": "number", "real": "number"}
-    return {column.name: kinds.get(column.type, column.type) for column in SEARCHABLE.values()}
-
-
-def _range_condition(name: str, bounds: Range | int) -> Condition:
-    column = _column(name)
-    if _column_kinds()[column] != "number":
-        raise QueryError(
-            f"{column} is {SEARCHABLE[column].type}: a range needs a column of numbers"
-        )
-    if isinstance(bounds, tuple):
-        bounds = ":".join("" if bound is None else str(bound) for bound in bounds)
-    return parse_range(column, str(bounds))
-
-
-def _spacegroup_condition(text: str) -> Condition:
-    """By number, range of numbers or symbol, its spaces, underscores and case not regarded."""
-    if text[:1].isdigit() or ":" in text:
-        if text.isdecimal() and not 1 <= int(text) <= 230:
-            raise QueryError(f"no space group {text}; their numbers are 1 to 230")
-        return parse_range("spacegroup", text)
-    symbol = text.replace(" ", "").replace("_", "").lower()
-    return Condition("replace(lower(spacegroup_symbol), '_', '') = ?", (symbol,))
-
-
-def _crystal_system_condition(text: str) -> Condition:
-    if text.lower() not in CRYSTAL_SYSTEMS:
-        raise QueryError(f"no crystal system {text!r}; there are {', '.join(CRYSTAL_SYSTEMS)}")
-    return Condition("crystal_system = ?", (text.lower(),))
-
-
 # ---------------------------------------------------------------------- rows
 
 _STORED_COLUMNS = (
     "id",
+    "formula",
+    "reduced_formula",
+    "source",
     "source_sha256",
     "payload_nmae",
     "payload_max_error",
@@ -1225,6 +1258,30 @@ def _holds(row: Mapping[str, Any], tolerance: Tolerance) -> bool:
     )
     return row["payload_nmae"] is not None and all(
         limit is None or row[name] is None or row[name] <= limit for name, limit in limits
+    )
+
+
+def _gives_way(row: Mapping[str, Any], intake: Intake) -> bool:
+    """Whether a record has no density of its own, or a predicted one, and the file is of it."""
+    from chgdb.rows import is_same_material
+
+    better = row["source"] is None or (row["source"] != "dft" and intake.source == "dft")
+    return better and is_same_material(row, intake.density.structure.formula)
+
+
+def _taken(row: Mapping[str, Any], intake: Intake) -> str:
+    """Why a file cannot become the record of its id."""
+    from chgdb.rows import is_same_material
+
+    formula = intake.density.structure.formula
+    if not is_same_material(row, formula):
+        what = f"of {row['formula']}, and this file of {formula}"
+    elif intake.source != "dft" and row["source"] == "dft":
+        what = "with a density from DFT, which a predicted one does not replace"
+    else:
+        what = "of another file"
+    return (
+        f"id {intake.id} is taken by a record {what}; give --id, or --on-conflict skip or replace"
     )
 
 
@@ -1247,49 +1304,43 @@ def _tell_stored(
         report.failed.append((path, f"{shown(path)}: {why}; {hint}"))
 
 
-def _describe_payload(payload: Payload | None) -> dict[str, Any]:
-    """What a row says of the payload."""
-    if payload is None:
-        return {}
+def _material(
+    material_id: str,
+    given: Mapping[str, Any],
+    structure: Structure | None,
+    known: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The row of a new material, or the columns of a known one that change.
+
+    Raises:
+        InputError: what is given of it cannot be used, or is of another material.
+    """
+    from chgdb.rows import describe_material, is_same_material
+
+    check_id(material_id)
+    properties = {name: value for name, value in given.items() if name != "formula"}
+    formula = given.get("formula") or (structure.formula if structure else None)
+    if material_id not in known:
+        if not formula:
+            raise InputError("has no formula")
+        return {**describe_material(material_id, formula, structure), **properties}
+    row = known[material_id]
+    for name in filter(None, (formula, structure.formula if structure else None)):
+        if not is_same_material(row, name):
+            raise InputError(f"{name}, but the record of this id is {row['formula']}")
+    if structure is not None and row["lattice"] is None:
+        properties |= describe_material(material_id, row["formula"], structure)
     return {
-        "payload_bytes": len(payload.data),
-        "payload_method": payload.method,
-        "payload_nmae": payload.error.nmae,
-        "payload_max_error": payload.error.max_error,
-        "payload_electron_error": payload.error.electron_error,
-        "payload_magnetization_nmae": payload.magnetization_nmae,
+        name: value
+        for name, value in properties.items()
+        if value is not None and value != row[name] and name not in ("id", "added")
     }
 
 
-def _describe(intake: Intake) -> dict[str, Any]:
-    """What a row says of the material and of its source."""
-    density, structure, symmetry = intake.density, intake.density.structure, intake.symmetry
-    moment = density.magnetic_moment
-    return {
-        "id": intake.id,
-        "formula": structure.formula,
-        "reduced_formula": canonical_formula(structure.formula),
-        "chemsys": "-".join(structure.elements),
-        "elements": ",".join(structure.elements),
-        "n_elements": len(structure.elements),
-        "n_atoms": len(structure.species),
-        "volume": structure.volume,
-        "mass_density": structure.mass_density,
-        "lattice": json.dumps(structure.lattice.tolist()),
-        "species": json.dumps(list(structure.species)),
-        "frac_coords": json.dumps(structure.frac_coords.tolist()),
-        "spacegroup": symmetry.number if symmetry else None,
-        "spacegroup_symbol": symmetry.symbol if symmetry else None,
-        "crystal_system": symmetry.crystal_system if symmetry else None,
-        "n_electrons": density.n_electrons,
-        "magnetization": moment,
-        "grid_a": density.grid[0],
-        "grid_b": density.grid[1],
-        "grid_c": density.grid[2],
-        "source": "dft",
-        "source_format": intake.format,
-        "source_file": os.fsencode(intake.path.name).decode("utf-8", "replace"),
-        "source_sha256": intake.sha256,
-        "added": datetime.now(UTC).isoformat(timespec="seconds"),
-        "chgdb_version": __version__,
-    }
+def _ids(ids: str | Sequence[str]) -> list[str]:
+    """Ids as a list; text is one id, or several with commas."""
+    return ids.split(",") if isinstance(ids, str) else list(ids)
+
+
+def _batches(values: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (values[start : start + size] for start in range(0, len(values), size))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
-from math import gcd
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chgdb.elements import SYMBOLS, formula_rank
+from chgdb.elements import SYMBOLS, reduced_formula
 from chgdb.errors import InputError
 from chgdb.units import ATOMIC_MASS_PER_A3
 
@@ -98,12 +97,7 @@ class Structure:
     @property
     def formula(self) -> str:
         """Reduced formula as chemists write it, metals first: "SrVO3"."""
-        counts = self.composition
-        divisor = reduce(gcd, counts.values(), 0) or 1
-        return "".join(
-            symbol + (str(counts[symbol] // divisor) if counts[symbol] > divisor else "")
-            for symbol in sorted(counts, key=formula_rank)
-        )
+        return reduced_formula(self.composition)
 
     @property
     def mass_density(self) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from chgdb.collection import Collection
 from chgdb.errors import InputError
 from chgdb.files import reason
-from chgdb.parquet import Relation, all_rows, quoted, read
+from chgdb.parquet import Relation, all_rows, any_of, quoted, read
 from chgdb.resources import DEFAULT_PROPERTY_MODEL
 from chgdb.schema import (
     FEATURES,
@@ -45,7 +45,8 @@ DENSITY = "density"
 
 _FITS = (
     f"(stored.origin = '{DENSITY}' OR materials.id IS NULL OR (materials.formula = stored.formula "
-    "AND abs(stored.volume_per_atom * materials.n_atoms / materials.volume - 1) < 0.15))"
+    "AND coalesce(abs(stored.volume_per_atom * materials.n_atoms / materials.volume - 1), 0) "
+    "< 0.15))"
 )
 """Whether the features of a data set are of the material that has their id in the store."""
 
@@ -94,24 +95,26 @@ class Derived:
 
     def features(self, ids: Sequence[str]) -> pd.DataFrame:
         """Every column of the features of some materials, as far as there are any."""
-        query = "SELECT * FROM features WHERE list_contains(?, id) ORDER BY id"
-        return self._run(None, query, _frame, [list(ids)])
+        query = f"SELECT * FROM features WHERE {any_of('id', ids)} ORDER BY id"  # noqa: S608 (quoted)
+        return self._run(None, query, _frame, ids)
 
     def arrays(self, names: Sequence[str]) -> dict[str, Any]:
         """Columns of all features as arrays, masked where there are nulls, in the order of ids.
 
         Args:
-            names: of the columns; `record` says whether there is a record.
+            names: of the columns; `density` says whether the store holds the density.
         """
         columns = ", ".join(
-            "materials.id IS NOT NULL AS record" if name == "record" else f"features.{quoted(name)}"
+            "materials.source IS NOT NULL AS density"
+            if name == "density"
+            else f"features.{quoted(name)}"
             for name in names
         )
         query = (
             f"SELECT {columns} FROM features "  # noqa: S608 (constants)
             "LEFT JOIN materials ON materials.id = features.id ORDER BY features.id"
         )
-        return self._run([name for name in names if name != "record"], query, _arrays)
+        return self._run([name for name in names if name != "density"], query, _arrays)
 
     def without_features(self) -> list[str]:
         """The records whose features can be computed and are not there, in the order of adding."""
@@ -203,12 +206,13 @@ class Derived:
         """
         if not self.exists:
             return
-        self._features.drop("origin = ? AND list_contains(?, id)", [DENSITY, list(ids)])
-        query = "SELECT sha256 FROM features WHERE list_contains(?, id)"
-        kept = self._run(["id", "sha256"], query, all_rows, [list(ids)])
+        these = any_of("id", ids)
+        self._features.drop(f"origin = ? AND {these}", [DENSITY, *ids])
+        query = f"SELECT sha256 FROM features WHERE {these}"  # noqa: S608 (quoted)
+        kept = self._run(["id", "sha256"], query, all_rows, ids)
         self._predictions.drop(
-            "list_contains(?, id) AND NOT list_contains(?, features_sha256)",
-            [list(ids), [sha256 for (sha256,) in kept]],
+            f"{these} AND NOT list_contains(?, features_sha256)",
+            [*ids, [sha256 for (sha256,) in kept]],
         )
 
     def copy_to(self, other: Derived, ids: Sequence[str] | None) -> None:

@@ -1,6 +1,9 @@
 """The chemical elements."""
 
-__all__ = ["SYMBOLS", "formula_rank"]
+from collections.abc import Mapping
+from math import gcd
+
+__all__ = ["SYMBOLS", "formula_rank", "reduced_formula"]
 
 _BY_PERIOD = (
     "H He "
@@ -25,3 +28,12 @@ _NONMETALS: tuple[str, ...] = tuple(_BINARY_ORDER.split())
 def formula_rank(symbol: str) -> tuple[int, str]:
     """A key that sorts elements as chemists write them: metals by name, then nonmetals."""
     return (_NONMETALS.index(symbol) + 1 if symbol in _NONMETALS else 0, symbol)
+
+
+def reduced_formula(counts: Mapping[str, int]) -> str:
+    """The formula of atoms per element as chemists write it, metals first: "SrVO3"."""
+    divisor = gcd(*counts.values()) or 1
+    return "".join(
+        symbol + (str(counts[symbol] // divisor) if counts[symbol] > divisor else "")
+        for symbol in sorted(counts, key=formula_rank)
+    )

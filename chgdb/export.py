@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chgdb.errors import InputError
+from chgdb.errors import InputError, StoreError
 from chgdb.files import one_line, reason, replacing, shown
 from chgdb.schema import PROPERTIES
 
@@ -60,15 +60,23 @@ def write_selection(path: Path, selection: Selection) -> None:
 def json_ready(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row whose columns that hold JSON text, such as the lattice, are unpacked."""
     return {
-        name: json.loads(value) if name in STRUCTURE_COLUMNS else value
+        name: json.loads(value) if name in STRUCTURE_COLUMNS and value is not None else value
         for name, value in row.items()
     }
 
 
 def structure_of(row: Mapping[str, Any]) -> Structure:
-    """The crystal structure in a row of the table."""
+    """The crystal structure in a row of the table.
+
+    Raises:
+        StoreError: it is not known.
+    """
     from chgdb.density import Structure
 
+    if row["lattice"] is None:
+        raise StoreError(
+            f'{row["id"]}: its structure is not known; --where "n_atoms > 0" finds those that are'
+        )
     lattice, species, frac_coords = (json.loads(row[name]) for name in STRUCTURE_COLUMNS)
     return Structure(lattice, tuple(species), frac_coords)
 

@@ -10,7 +10,7 @@ import os
 import signal
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -28,7 +28,15 @@ from chgdb.symmetry import Symmetry, find_symmetry
 if TYPE_CHECKING:
     from chgdb.archive import Payload
 
-__all__ = ["Intake", "Known", "read_properties", "take_in", "take_in_all"]
+__all__ = [
+    "FindKnown",
+    "Intake",
+    "Known",
+    "read_materials",
+    "read_properties",
+    "take_in",
+    "take_in_all",
+]
 
 _SECONDS_READING = (0.005, 1.5e-8)
 _SECONDS_ENCODING = (0.17, 1e-7)
@@ -38,7 +46,11 @@ _WORTHWHILE_SECONDS = 5.0
 """Of work; below it, starting more processes (0.5 to 1 s) saves nothing worth their memory."""
 
 _BYTES_AHEAD = 2**29
-"""Of files that are read before they are asked for."""
+_FILES_AHEAD = 32
+"""That are read before they are asked for."""
+
+_LOOKED_UP = 256
+"""Files about which a store is asked together."""
 
 _PROPERTIES = {column.name: column.type for column in PROPERTIES}
 
@@ -55,6 +67,8 @@ class Intake:
         density: what it holds.
         symmetry: of the structure.
         payload: of the density; None if none was asked for.
+        source: where the density comes from, one of `chgdb.schema.SOURCES`.
+        source_nmae: of a predicted density, the NMAE to expect against DFT, in %.
     """
 
     id: str
@@ -64,6 +78,8 @@ class Intake:
     density: ChargeDensity
     symmetry: Symmetry | None
     payload: Payload | None = None
+    source: str = "dft"
+    source_nmae: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,9 @@ class Known:
 
 Result = Intake | Known | ChgdbError
 
+FindKnown = Callable[[Sequence[str]], Mapping[str, str]]
+"""Gives the ids of the files that are stored already, by SHA-256, of those asked for."""
+
 Encode = Callable[[ChargeDensity], "Payload"]
 """What makes a payload of a density; a function of a module, so that processes can be sent it."""
 
@@ -85,25 +104,22 @@ def take_in(
     *,
     material_id: str | None = None,
     species: Sequence[str] | None = None,
-    known: Mapping[str, str] | None = None,
+    sha256: str | None = None,
     encode: Encode | None = None,
-) -> Intake | Known:
+) -> Intake:
     """Read one file.
 
     Args:
         path: a density file.
         material_id: the id to give it; by default one is made from the name of the file.
         species: element symbols for a CHGCAR that does not name them.
-        known: sha256 -> id of what is stored; such a file is not parsed again.
+        sha256: of the file, if it is known.
         encode: makes the payload of the density.
 
     Raises:
         ChgdbError: it cannot be read or encoded.
     """
-    sha256 = file_sha256(path)
-    stored = (known or {}).get(sha256)
-    if stored is not None and material_id in (None, stored):
-        return Known(stored, path)
+    sha256 = sha256 or file_sha256(path)
     density, file_format = read_density(path, species=species)
     identity = check_id(material_id if material_id is not None else default_id(path, density))
     symmetry = find_symmetry(density.structure)
@@ -119,7 +135,7 @@ def take_in_all(
     *,
     ids: Sequence[str] | None = None,
     species: Sequence[str] | None = None,
-    known: Mapping[str, str] | None = None,
+    known: FindKnown | None = None,
     encode: Encode | None = None,
     processes: int | None = 1,
 ) -> Iterator[tuple[Path, Result]]:
@@ -129,45 +145,84 @@ def take_in_all(
         paths: density files.
         ids: one id per file; by default made from the names of the files.
         species: element symbols for CHGCARs that do not name them.
-        known: sha256 -> id of what is stored; such a file is not parsed again.
+        known: says which files are stored, and are not parsed again.
         encode: makes the payload of a density.
         processes: that read; None for as many as pay for their start.
 
     Raises:
         InputError: a process was killed.
     """
-    jobs: list[tuple[Path, str | None]] = [
-        (path, ids[i] if ids else None) for i, path in enumerate(paths)
-    ]
+    jobs = _jobs(paths, ids, known)
     if processes is None:
         processes = _worthwhile_processes(paths, encoding=encode is not None)
     if processes == 1:
-        for path, material_id in jobs:
-            yield path, _attempt(path, material_id, species, known, encode)
+        for job in jobs:
+            yield job.path, job.stored or _attempt(job, species, encode)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (known, encode)) as pool:
-        waiting = deque(jobs)
-        running: deque[tuple[Path, int, Future[Result]]] = deque()
+    with ProcessPoolExecutor(processes, context, _start_worker, (species, encode)) as pool:
+        running: deque[tuple[_Job, Future[Result] | Known]] = deque()
         try:
-            while waiting or running:
-                while waiting and len(running) < 2 * processes:
-                    path, material_id = waiting[0]
-                    size = _size(path)
-                    if running and sum(ahead for _, ahead, _ in running) + size > _BYTES_AHEAD:
+            while True:
+                while len(running) < _FILES_AHEAD and _bytes(running) <= _BYTES_AHEAD:
+                    following = next(jobs, None)
+                    if following is None:
                         break
-                    waiting.popleft()
-                    future = pool.submit(_work, path, material_id, species)
-                    running.append((path, size, future))
-                path, _, future = running.popleft()
-                yield path, future.result()
+                    running.append((following, following.stored or pool.submit(_work, following)))
+                if not running:
+                    return
+                oldest, result = running.popleft()
+                yield oldest.path, result if isinstance(result, Known) else result.result()
         except BrokenProcessPool as error:
             raise InputError(
-                f"{path}: a process that read this file or the next ones was killed, perhaps for "
-                "lack of memory; try --processes 1"
+                f"{oldest.path}: a process that read this file or the next ones was killed, "
+                "perhaps for lack of memory; try --processes 1"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _bytes(running: Iterable[tuple[_Job, object]]) -> int:
+    return sum(job.size for job, _ in running)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A file to read: the id it is given, its hash if it could be read, what is stored of it."""
+
+    path: Path
+    material_id: str | None
+    sha256: str | None
+    stored: Known | None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes while it is read."""
+        return 0 if self.stored else _size(self.path)
+
+
+def _jobs(
+    paths: Sequence[Path], ids: Sequence[str] | None, known: FindKnown | None
+) -> Iterator[_Job]:
+    """The files in their order; many are looked up together."""
+    for start in range(0, len(paths), _LOOKED_UP):
+        part = paths[start : start + _LOOKED_UP]
+        hashes = [_hash(path) if known else None for path in part]
+        asked = list(dict.fromkeys(sha256 for sha256 in hashes if sha256))
+        stored = known(asked) if known and asked else {}
+        for i, (path, sha256) in enumerate(zip(part, hashes, strict=True), start):
+            material_id = ids[i] if ids else None
+            found = stored.get(sha256 or "")
+            same = found is not None and material_id in (None, found)
+            yield _Job(path, material_id, sha256, Known(found, path) if found and same else None)
+
+
+def _hash(path: Path) -> str | None:
+    """The SHA-256 of a file; None where reading it will tell what is wrong."""
+    try:
+        return file_sha256(path)
+    except ChgdbError:
+        return None
 
 
 def _worthwhile_processes(paths: Sequence[Path], *, encoding: bool) -> int:
@@ -184,44 +239,55 @@ def _size(path: Path) -> int:
         return 0
 
 
-_sent_to_worker: tuple[Mapping[str, str] | None, Encode | None] = (None, None)
-"""What is stored and what encodes, in a process that reads: sent once, not with every file."""
+_sent_to_worker: tuple[Sequence[str] | None, Encode | None] = (None, None)
+"""The species and what encodes, in a process that reads: sent once, not with every file."""
 
 
-def _start_worker(known: Mapping[str, str] | None, encode: Encode | None) -> None:
+def _start_worker(species: Sequence[str] | None, encode: Encode | None) -> None:
     global _sent_to_worker
-    _sent_to_worker = known, encode
+    _sent_to_worker = species, encode
     # Ctrl-C reaches every process of a terminal; only the main one answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _work(path: Path, material_id: str | None, species: Sequence[str] | None) -> Result:
-    return _attempt(path, material_id, species, *_sent_to_worker)
+def _work(job: _Job) -> Result:
+    return _attempt(job, *_sent_to_worker)
 
 
-def _attempt(
-    path: Path,
-    material_id: str | None,
-    species: Sequence[str] | None,
-    known: Mapping[str, str] | None,
-    encode: Encode | None,
-) -> Result:
+def _attempt(job: _Job, species: Sequence[str] | None, encode: Encode | None) -> Result:
     """`take_in`, with what goes wrong as a value that travels between processes."""
     try:
-        return take_in(path, material_id=material_id, species=species, known=known, encode=encode)
+        return take_in(
+            job.path,
+            material_id=job.material_id,
+            species=species,
+            sha256=job.sha256,
+            encode=encode,
+        )
     except ChgdbError as error:
         return InputError(str(error))
     except MemoryError:
-        return InputError(f"{shown(path)}: not enough memory for it")
+        return InputError(f"{shown(job.path)}: not enough memory for it")
     except Exception as error:  # noqa: BLE001 (a defect that one file meets stops no other file)
-        return InputError(f"{shown(path)}: unexpected {type(error).__name__}: {reason(error)}")
+        return InputError(f"{shown(job.path)}: unexpected {type(error).__name__}: {reason(error)}")
 
 
 def read_properties(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Properties by material id, from a CSV file (.gz too) in the units of the schema.
+    """Properties by material id, from a table as of `read_materials`, the formulas left out.
 
-    The column `material_id` or `id` names the material; `formula` is ignored, and so are empty
-    cells and "nan".
+    Raises:
+        InputError: as `read_materials`.
+    """
+    materials = read_materials(path)
+    for row in materials.values():
+        row.pop("formula", None)
+    return materials
+
+
+def read_materials(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Formula and properties by material id, from a CSV file (.gz too), units as in the schema.
+
+    The column `material_id` or `id` names the material; empty cells and "nan" are left out.
 
     Raises:
         InputError: the file cannot be read, or has no id or an unknown column, names a material
@@ -239,6 +305,8 @@ def read_properties(path: str | Path) -> dict[str, dict[str, Any]]:
                     if material_id in table:
                         raise InputError(f"{material_id} is there twice")
                     table[material_id] = _properties(row, names)
+                    if formula := (row.get("formula") or "").strip():
+                        table[material_id]["formula"] = formula
                 except InputError as error:
                     raise InputError(f"line {reader.line_num}: {error}") from error
             return table

@@ -96,9 +96,10 @@ def show_record(row: Mapping[str, Any], predicted: Mapping[str, Any] | None = No
         row: of the table.
         predicted: what `Record.predicted` says.
     """
+    told = {**row, "source": row["source"] or "none: the store holds no density of it"}
     known = [
         (_heading(name), value)
-        for name, value in row.items()
+        for name, value in told.items()
         if name not in _UNSHOWN and value is not None
     ]
     if predicted:

@@ -27,6 +27,9 @@ __all__ = [
     "SQL_TYPES",
     "Relation",
     "all_rows",
+    "any_of",
+    "copy_rows",
+    "file_metadata",
     "files_of",
     "frame_of",
     "plain_value",
@@ -43,6 +46,9 @@ SQL_TYPES = {"text": "VARCHAR", "integer": "BIGINT", "real": "DOUBLE", "boolean"
 """What DuckDB calls the types of columns."""
 
 _FRAME_TYPES = {"text": "str", "integer": "Int64", "real": "float64", "boolean": "boolean"}
+
+_ROW_GROUP = 16_384
+"""Rows that a reader of a joined file reads together."""
 
 _ATTEMPTS = 10
 """How often a query is repeated because a writer changed the files under it."""
@@ -64,6 +70,14 @@ class Relation:
 # ---------------------------------------------------------------------- reading
 
 
+def any_of(column: str, values: Sequence[Any]) -> str:
+    """SQL of whether a column is one of some values, given as parameters.
+
+    DuckDB leaves out the row groups that can hold none of them, as it does not for a list.
+    """
+    return f"{quoted(column)} IN ({', '.join('?' * len(values))})" if values else "false"
+
+
 def quoted(name: str) -> str:
     """A name of a column in SQL."""
     return f'"{name}"'
@@ -71,7 +85,7 @@ def quoted(name: str) -> str:
 
 def files_of(paths: Sequence[Path], options: str = "") -> str:
     """SQL of all rows of some files, columns matched by name."""
-    files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    files = ", ".join(_text(str(path)) for path in paths)
     return f"read_parquet([{files}], union_by_name = true{options})"
 
 
@@ -167,6 +181,47 @@ def run(
             raise StoreError(_blame(connection, paths, error)) from error
 
 
+def copy_rows(
+    relations: Mapping[str, Relation],
+    query: str,
+    parameters: Sequence[Any],
+    path: Path,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write what a SELECT finds to a file, without bringing the rows into Python.
+
+    Args:
+        relations: those that the query names, each from the ones before it.
+        query: one SELECT.
+        parameters: one value for each `?`.
+        path: the file; it gets its name when it is complete and on the disk.
+        metadata: keys and values of the file.
+
+    Raises:
+        StoreError: a file is missing or damaged, or cannot be written.
+    """
+    parts = ", ".join(f"{name} AS ({relation.sql})" for name, relation in relations.items())
+    sources = [source for relation in relations.values() for source in relation.paths]
+    pairs = ", ".join(f"{quoted(key)}: {_text(value)}" for key, value in metadata.items())
+    options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP}"
+    with replacing(path, StoreError, durable=True) as partial, _connect([*sources, partial]) as db:
+        try:
+            db.execute(
+                f"COPY (WITH {parts} {query}) TO {_text(str(partial))} "
+                f"({options}, KV_METADATA {{{pairs}}})",
+                list(parameters),
+            )
+        except duckdb.Error as error:
+            if blamed := _blamed(db, sources):
+                raise StoreError(blamed) from error
+            raise StoreError(f"{path}: cannot be written ({_plain(error)})") from error
+
+
+def _text(value: str) -> str:
+    """A text in SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
 def _connect(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     """A database in memory that can reach the given files and nothing else."""
     connection = duckdb.connect(":memory:", config={"threads": 1})
@@ -183,6 +238,11 @@ def _blame(
     connection: duckdb.DuckDBPyConnection, paths: Sequence[Path], error: duckdb.Error
 ) -> str:
     """One line that names the file that cannot be read."""
+    return _blamed(connection, paths) or f"the table cannot be read: {_plain(error)}"
+
+
+def _blamed(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> str | None:
+    """What is wrong with the first file that cannot be read, if there is one."""
     for path in paths:
         try:
             connection.execute(f"SELECT * FROM {files_of([path])}").fetchall()  # noqa: S608 (quoted)
@@ -192,7 +252,7 @@ def _blame(
             if isinstance(cause, duckdb.PermissionException):
                 return f"{path}: DuckDB takes its path for a pattern; rename the folder"
             return f"{path}: damaged ({_plain(cause)})"
-    return f"the table cannot be read: {_plain(error)}"
+    return None
 
 
 def _plain(error: duckdb.Error) -> str:
@@ -214,6 +274,19 @@ def _file_state(path: Path) -> tuple[str, int, int] | None:
 
 
 # ---------------------------------------------------------------------- writing
+
+
+def file_metadata(units: Mapping[str, str], format_version: int) -> dict[str, str]:
+    """What a file says of itself.
+
+    Args:
+        units: by column; "" where there is none.
+        format_version: of the store.
+    """
+    return {
+        "chgdb.format_version": str(format_version),
+        "chgdb.units": json.dumps({name: unit for name, unit in units.items() if unit}),
+    }
 
 
 def plain_value(kind: ColumnType, value: Any) -> Any:
@@ -273,10 +346,7 @@ def write_frame(
     """
     import fastparquet
 
-    metadata = {
-        "chgdb.format_version": str(format_version),
-        "chgdb.units": json.dumps({name: unit for name, unit in units.items() if unit}),
-    }
+    metadata = file_metadata(units, format_version)
     with replacing(path, StoreError, durable=True) as partial:
         try:
             fastparquet.write(

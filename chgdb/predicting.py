@@ -18,6 +18,7 @@ from chgdb.errors import (
     UnknownIdError,
 )
 from chgdb.files import one_line, reason, shown
+from chgdb.parquet import any_of
 from chgdb.resources import find_property_model
 from chgdb.schema import PREDICTED, ColumnType
 from chgdb.table import Selection, Table
@@ -45,7 +46,7 @@ _NEIGHBOUR_COLUMNS: dict[str, ColumnType] = {
     "distance": "real",
     "spacegroup": "integer",
     "volume_per_atom": "real",
-    "record": "boolean",
+    "density": "boolean",
 }
 """What `Predictor.nearest` tells of each material."""
 
@@ -126,7 +127,7 @@ class Predictor:
         ids = [
             id_ for id_, origin in zip(table["id"], table["origin"], strict=True) if origin != _FILE
         ]
-        records = self._table.select("list_contains(?, id)", [ids], columns=["id", *PREDICTED])
+        records = self._table.select(any_of("id", ids), ids, columns=["id", *PREDICTED])
         known = {row["id"]: row for row in records}
         references = [
             known.get(id_, {}) if origin != _FILE else {}

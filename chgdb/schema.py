@@ -31,6 +31,7 @@ __all__ = [
     "PREDICTION_COLUMNS",
     "PROPERTIES",
     "SEARCHABLE",
+    "SOURCES",
     "TABLE_FOLDER",
     "Column",
     "ColumnType",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 FORMAT = "chgdb-store"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The version that is written; `StoreInfo.load` reads all from 1 on."""
 
 INFO_FILE = "chgdb.json"
@@ -53,6 +54,9 @@ PREDICTIONS_FOLDER = "predictions"
 
 LATENT_BOX = 128
 """Grid points along an axis that a latent array stands for, however many points it has itself."""
+
+SOURCES = ("dft", "charge3net")
+"""Where a density may come from: a calculation, or a network that predicts densities."""
 
 ColumnType = Literal["text", "integer", "real", "boolean"]
 
@@ -76,6 +80,10 @@ class Column:
     nullable: bool = False
 
 
+def _optional(name: str, type_: ColumnType, unit: str, description: str) -> Column:
+    return Column(name, type_, unit, description, nullable=True)
+
+
 _RECORD = (
     Column("id", "text", "", "material id, unique in the store"),
     Column("row", "integer", "1", "row in the arrays of latents.zarr"),
@@ -84,68 +92,55 @@ _RECORD = (
     Column("chemsys", "text", "", "elements in alphabetical order: O-Ti"),
     Column("elements", "text", "", "elements in alphabetical order: O,Ti"),
     Column("n_elements", "integer", "1", "number of different elements"),
-    Column("n_atoms", "integer", "1", "atoms in the cell"),
-    Column("volume", "real", "A^3", "cell volume"),
-    Column("mass_density", "real", "g/cm^3", "mass of the cell over its volume"),
-    Column("lattice", "text", "A", "JSON, 3 rows of 3: the lattice vectors a, b, c"),
-    Column("species", "text", "", "JSON, one element symbol per atom"),
-    Column("frac_coords", "text", "1", "JSON, one row of 3 per atom: fractional coordinates"),
-    Column("spacegroup", "integer", "", "space group number, 1 to 230", nullable=True),
-    Column("spacegroup_symbol", "text", "", "Hermann-Mauguin symbol", nullable=True),
-    Column("crystal_system", "text", "", "triclinic ... cubic", nullable=True),
-    Column("n_electrons", "real", "e", "integral of the density over the cell"),
-    Column(
-        "magnetization",
-        "real",
-        "mu_B",
-        "total moment of the cell; null if not spin-polarised",
-        nullable=True,
+    _optional("n_atoms", "integer", "1", "atoms in the cell"),
+    _optional("volume", "real", "A^3", "cell volume"),
+    _optional("mass_density", "real", "g/cm^3", "mass of the cell over its volume"),
+    _optional("lattice", "text", "A", "JSON, 3 rows of 3: the lattice vectors a, b, c"),
+    _optional("species", "text", "", "JSON, one element symbol per atom"),
+    _optional("frac_coords", "text", "1", "JSON, one row of 3 per atom: fractional coordinates"),
+    _optional("spacegroup", "integer", "", "space group number, 1 to 230"),
+    _optional("spacegroup_symbol", "text", "", "Hermann-Mauguin symbol"),
+    _optional("crystal_system", "text", "", "triclinic ... cubic"),
+    _optional("source", "text", "", "where the density comes from: dft, charge3net"),
+    _optional("source_format", "text", "", "of the file: chgcar, npz, ...; null if it was none"),
+    _optional("source_file", "text", "", "name of the file, without its folder"),
+    _optional("source_sha256", "text", "", "SHA-256 of the file"),
+    _optional("source_nmae", "real", "%", "NMAE expected of a predicted density against DFT"),
+    _optional("n_electrons", "real", "e", "integral of the density over the cell"),
+    _optional(
+        "magnetization", "real", "mu_B", "total moment of the cell; null if not spin-polarised"
     ),
-    Column("grid_a", "integer", "1", "points of the source density along a"),
-    Column("grid_b", "integer", "1", "points of the source density along b"),
-    Column("grid_c", "integer", "1", "points of the source density along c"),
-    Column("work_grid_a", "integer", "1", "points along a that the encoder saw"),
-    Column("work_grid_b", "integer", "1", "points along b that the encoder saw"),
-    Column("work_grid_c", "integer", "1", "points along c that the encoder saw"),
-    Column("source", "text", "", "where the density comes from: dft"),
-    Column("source_format", "text", "", "chgcar or npz; null if it was no file", nullable=True),
-    Column("source_file", "text", "", "name of the file, without its folder", nullable=True),
-    Column("source_sha256", "text", "", "SHA-256 of the file", nullable=True),
-    Column("latent_nmae", "real", "%", "NMAE of the decoded latent on the source grid"),
-    Column("latent_max_error", "real", "e/A^3", "largest error of the decoded latent there"),
-    Column(
+    _optional("grid_a", "integer", "1", "points of the source density along a"),
+    _optional("grid_b", "integer", "1", "points of the source density along b"),
+    _optional("grid_c", "integer", "1", "points of the source density along c"),
+    _optional("work_grid_a", "integer", "1", "points along a that the encoder saw"),
+    _optional("work_grid_b", "integer", "1", "points along b that the encoder saw"),
+    _optional("work_grid_c", "integer", "1", "points along c that the encoder saw"),
+    _optional("latent_nmae", "real", "%", "NMAE of the decoded latent on the source grid"),
+    _optional("latent_max_error", "real", "e/A^3", "largest error of the decoded latent there"),
+    _optional(
         "latent_electron_error", "real", "e", "electrons of the decoded latent minus n_electrons"
     ),
-    Column(
+    _optional(
         "latent_coarse", "boolean", "", "whether the cell is longer than the box of the encoder"
     ),
-    Column(
-        "payload_bytes", "integer", "1", "size of the payload; null if there is none", nullable=True
-    ),
-    Column("payload_method", "text", "", "how the payload was encoded", nullable=True),
-    Column(
-        "payload_nmae", "real", "%", "NMAE of the decoded payload on the source grid", nullable=True
-    ),
-    Column(
+    _optional("payload_bytes", "integer", "1", "size of the payload; null if there is none"),
+    _optional("payload_method", "text", "", "how the payload was encoded"),
+    _optional("payload_nmae", "real", "%", "NMAE of the decoded payload on the source grid"),
+    _optional(
         "payload_max_error",
         "real",
         "e/A^3",
         "largest error of the decoded payload, magnetization too",
-        nullable=True,
     ),
-    Column(
-        "payload_electron_error",
-        "real",
-        "e",
-        "electrons of the decoded payload minus n_electrons",
-        nullable=True,
+    _optional(
+        "payload_electron_error", "real", "e", "electrons of the decoded payload minus n_electrons"
     ),
-    Column(
+    _optional(
         "payload_magnetization_nmae",
         "real",
         "%",
         "NMAE of the decoded magnetization; null if not spin-polarised",
-        nullable=True,
     ),
     Column("added", "text", "", "UTC time of adding, ISO 8601"),
     Column("chgdb_version", "text", "", "chgdb that added the record"),
@@ -153,7 +148,7 @@ _RECORD = (
 
 
 def _property(name: str, unit: str, description: str, type_: ColumnType = "real") -> Column:
-    return Column(name, type_, unit, description, nullable=True)
+    return _optional(name, type_, unit, description)
 
 
 PROPERTIES = (

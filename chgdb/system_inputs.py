@@ -126,7 +126,9 @@ def system_data(database: Database, ids: Sequence[str] | None = None) -> SystemD
         StoreError: the store is damaged.
     """
     if ids is None:
-        found = database.select(columns=["id", "split"]).values
+        found = database.select(
+            source="dft", where="n_electrons > 0", columns=["id", "split"]
+        ).values
         ids = [material_id for material_id, split in found if split]
     if not ids:
         raise InputError(f"{shown(database.path)}: no materials that have a part of the split")

@@ -28,6 +28,9 @@ from chgdb.parquet import (
     SQL_TYPES,
     Relation,
     all_rows,
+    any_of,
+    copy_rows,
+    file_metadata,
     frame_of,
     plain_value,
     quoted,
@@ -52,11 +55,12 @@ __all__ = ["Joined", "Selection", "Table"]
 
 _PART_NAME = re.compile(r"(\d{9,})-(\d{9,})(\.replaces)?\.parquet", re.ASCII)
 
-_MANY_PARTS = 64
-"""A table with more small parts than this is compacted by its next writer."""
+_TIERS = (2**8, 2**12, 2**16, 2**20)
+"""Rows up to which neighbouring parts are joined, the smallest first."""
 
-_SMALL_PART = 256
-"""Rows below which a part is small, and up to which small neighbours are joined."""
+_MANY_PARTS = 16
+"""More parts than this with fewer rows than a tier are joined by the next writer: the number of
+parts grows with the logarithm of the number of records, and each is rewritten once a tier."""
 
 
 class _Part(NamedTuple):
@@ -215,7 +219,7 @@ class Table:
         Raises:
             UnknownIdError: one of them is not there.
         """
-        found = {row["id"]: row for row in self.select("list_contains(?, id)", [list(ids)])}
+        found = {row["id"]: row for row in self.select(any_of("id", ids), ids)}
         missing = [id_ for id_ in ids if id_ not in found]
         if missing:
             raise UnknownIdError(f"no record {', '.join(missing)} in {self.folder.parent}")
@@ -229,6 +233,25 @@ class Table:
         """The number of records."""
         ((count,),) = self._run("SELECT count(*) FROM records", [])
         return int(count)
+
+    def summary(self, expressions: Mapping[str, str]) -> dict[str, Any]:
+        """Numbers about all records.
+
+        Args:
+            expressions: an SQL aggregate by name, such as "median(payload_nmae)"; no text of a
+                user.
+        """
+        sql = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in expressions.items())
+        (values,) = self._run(f"SELECT {sql} FROM records", [])  # noqa: S608 (constants)
+        return dict(zip(expressions, values, strict=True))
+
+    def near(self, material_id: str, n: int) -> list[str]:
+        """The ids that are most like a text, the nearest first."""
+        query = (
+            "SELECT id FROM records WHERE jaro_winkler_similarity(id, ?) > 0.8 "
+            "ORDER BY jaro_winkler_similarity(id, ?) DESC, row LIMIT ?"
+        )
+        return [id_ for (id_,) in self._run(query, [material_id, material_id, n])]
 
     # ------------------------------------------------------------------ writing
 
@@ -272,6 +295,44 @@ class Table:
         for part in self._parts():
             self._drop(part, ids)
 
+    def update(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set columns of records; parts are changed one by one, each all at once.
+
+        Args:
+            changes: of an id, column to value; what is null stays as it is.
+
+        Raises:
+            InputError: a column that is unknown, or a value of another type.
+            StoreError: a part cannot be read or written.
+        """
+        self.recover()
+        names = sorted({name for values in changes.values() for name in values} - {"id"})
+        if not names:
+            return
+        columns = [COLUMNS["id"], *(_known_column(name) for name in names)]
+        values = [
+            tuple(_cell(id_, column, {**row, "id": id_}.get(column.name)) for column in columns)
+            for id_, row in changes.items()
+        ]
+        kinds = [column.type for column in columns]
+        mixed = ", ".join(
+            f"coalesce(changed.{quoted(name)}, records.{quoted(name)}) AS {quoted(name)}"
+            if name in names
+            else f"records.{quoted(name)}"
+            for name in COLUMNS
+        )
+        both = "records LEFT JOIN changed ON records.id = changed.id"
+        query = f"SELECT {mixed} FROM {both}"  # noqa: S608 (constants)
+        file = self.folder / f".changes{PARTIAL_SUFFIX}"
+        try:
+            write_frame(file, frame_of(["id", *names], kinds, values), {}, FORMAT_VERSION)
+            changed = relation_of(columns, [file])
+            for part in self._parts():
+                if self._holds(part, list(changes)):
+                    _copy(part.path, query, [], [part], {"changed": changed})
+        finally:
+            file.unlink(missing_ok=True)
+
     def recover(self) -> None:
         """Finish what an interrupted writer left: replacements, superseded and partial files.
 
@@ -289,22 +350,29 @@ class Table:
         for part in kept:
             if part.replaces:
                 self._finish_replacing(part, [older for older in kept if older < part])
-        if sum(part.stop - part.start < _SMALL_PART for part in kept) > _MANY_PARTS:
-            self.compact()
+        for tier in _TIERS:
+            if sum(part.stop - part.start < tier for part in self._parts()) > _MANY_PARTS:
+                self._join(tier)
 
     def compact(self) -> None:
-        """Join neighbouring small parts, which makes searching faster and changes no record.
+        """Join parts as far as they may be, which makes searching faster and changes no record.
 
         Raises:
             StoreError: a part cannot be read or written.
         """
-        for group in _small_neighbours([part for part in self._parts() if not part.replaces]):
-            joined = _Part.named(self.folder, group[0].start, group[-1].stop, replaces=False)
-            _write(joined.path, _query("SELECT * FROM records", [], group))
-            for part in group:
-                part.path.unlink(missing_ok=True)
+        self.recover()
+        self._join(_TIERS[-1])
 
     # ------------------------------------------------------------------ inside
+
+    def _join(self, most: int) -> None:
+        """Join neighbouring parts that have no more rows than this together."""
+        parts = [part for part in self._parts() if not part.replaces]
+        for group in _neighbours(parts, most):
+            joined = _Part.named(self.folder, group[0].start, group[-1].stop, replaces=False)
+            _copy(joined.path, "SELECT * FROM records ORDER BY id", [], group)
+            for part in group:
+                part.path.unlink(missing_ok=True)
 
     def _all_parts(self) -> list[_Part]:
         """Every part file, also those whose rows a wider part has taken over."""
@@ -343,7 +411,7 @@ class Table:
         if twice:
             raise DuplicateIdError(f"{twice[0]} is there twice among the records to add")
         if not replaces:
-            known = self.select("list_contains(?, id)", [list(ids)], columns=["id"], limit=1)
+            known = self.select(any_of("id", ids), ids, columns=["id"], limit=1)
             if known:
                 raise DuplicateIdError(f"{known.values[0][0]} is in {self.folder.parent} already")
 
@@ -361,19 +429,23 @@ class Table:
 
     def _drop(self, part: _Part, ids: Sequence[str]) -> None:
         """Rewrite one part without some of its records, if it has them."""
-        held = "SELECT count(*) FROM records WHERE list_contains(?, id)"
-        if _query(held, [list(ids)], [part]) == [(0,)]:
-            return
-        kept = "SELECT * FROM records WHERE NOT list_contains(?, id) ORDER BY row"
-        _write(part.path, _query(kept, [list(ids)], [part]))
+        if self._holds(part, ids):
+            kept = f"SELECT * FROM records WHERE NOT ({any_of('id', ids)})"  # noqa: S608 (quoted)
+            _copy(part.path, kept, ids, [part])
+
+    @staticmethod
+    def _holds(part: _Part, ids: Sequence[str]) -> bool:
+        """Whether a part has some of these records."""
+        held = f"SELECT count(*) FROM records WHERE {any_of('id', ids)}"  # noqa: S608 (quoted)
+        return _query(held, list(ids), [part]) != [(0,)]
 
 
-def _small_neighbours(parts: Sequence[_Part]) -> list[list[_Part]]:
-    """Runs of two or more adjacent small parts that fit into one of `_SMALL_PART` rows."""
+def _neighbours(parts: Sequence[_Part], most: int) -> list[list[_Part]]:
+    """Runs of two or more adjacent parts that fit into one of so many rows."""
     groups: list[list[_Part]] = []
     for part in parts:
         group = groups[-1] if groups else []
-        if group and group[-1].stop <= part.start and part.stop - group[0].start <= _SMALL_PART:
+        if group and group[-1].stop <= part.start and part.stop - group[0].start <= most:
             group.append(part)
         else:
             groups.append([part])
@@ -422,6 +494,12 @@ def _checked(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(_cell(material_id, column, row.get(column.name)) for column in COLUMNS.values())
 
 
+def _known_column(name: str) -> Column:
+    if name not in COLUMNS:
+        raise InputError(f"the table has no column {name}")
+    return COLUMNS[name]
+
+
 def _cell(material_id: str, column: Column, value: Any) -> Any:
     """One value as plain Python."""
     try:
@@ -433,8 +511,22 @@ def _cell(material_id: str, column: Column, value: Any) -> Any:
     return plain
 
 
+_UNITS = {column.name: column.unit for column in COLUMNS.values()}
+
+
 def _write(path: Path, values: Sequence[tuple[Any, ...]]) -> None:
     """Write a part, every column in order, and bring it to its name when it is complete."""
     kinds = [column.type for column in COLUMNS.values()]
-    units = {column.name: column.unit for column in COLUMNS.values()}
-    write_frame(path, frame_of(tuple(COLUMNS), kinds, values), units, FORMAT_VERSION)
+    write_frame(path, frame_of(tuple(COLUMNS), kinds, values), _UNITS, FORMAT_VERSION)
+
+
+def _copy(
+    path: Path,
+    query: str,
+    parameters: Sequence[Any],
+    parts: Sequence[_Part],
+    others: Mapping[str, Relation] | None = None,
+) -> None:
+    """Write a part from what a SELECT over `records`, those of some parts, finds."""
+    relations = {"records": _records(parts), **(others or {})}
+    copy_rows(relations, query, parameters, path, file_metadata(_UNITS, FORMAT_VERSION))

@@ -63,7 +63,7 @@ class ChgdbBackend(BackendEntrypoint):
         material: str | None = None,
         source: Source = "payload",
     ) -> xr.Dataset:
-        """A store, or one material of it, as a Dataset that decodes what is indexed.
+        """The densities of a store, or one, as a Dataset that decodes what is indexed.
 
         Along `material`, whose coordinate is the id, are the columns of the table (docs/format.md
         describes them): numbers as float64 with NaN for null if they may be null, text with "" for
@@ -95,7 +95,7 @@ class ChgdbBackend(BackendEntrypoint):
                 "material: give one id, or open all and select with .sel(material=...)"
             )
         if material is None:
-            rows = database.select().rows()
+            rows = database.select(where="work_grid_a > 0").rows()
         else:
             rows = [record.row for record in database.get([material])]
             grid = grid or [rows[0][f"grid_{axis}"] for axis in "abc"]
@@ -223,11 +223,15 @@ def _metadata(rows: Sequence[Mapping[str, Any]]) -> dict[str, xr.Variable]:
         if name not in _NOT_COLUMNS
     }
     for name, long_name in _GRIDS.items():
-        points = [[row[f"{name}_{axis}"] for axis in "abc"] for row in rows]
+        points = [[row[f"{name}_{axis}"] or 0 for axis in "abc"] for row in rows]
         values = np.array(points, np.int64).reshape(n, 3)
         attrs = {"units": "1", "long_name": long_name}
         variables[name] = xr.Variable(("material", "axis"), values, attrs)
-    lattices = np.array([json.loads(row["lattice"]) for row in rows], np.float64).reshape(n, 3, 3)
+    unknown = [[np.nan] * 3] * 3
+    lattices = np.array(
+        [unknown if row["lattice"] is None else json.loads(row["lattice"]) for row in rows],
+        np.float64,
+    ).reshape(n, 3, 3)
     attrs = {"units": "angstrom", "long_name": "lattice vectors a, b, c"}
     variables["lattice"] = xr.Variable(("material", "axis", "xyz"), lattices, attrs)
     return variables

@@ -176,7 +176,7 @@ def test_similar(run: Run, store: Path, template: Path) -> None:
     rows = json.loads(run("similar", file, "--store", store, "--format", "json").out)
     assert len(rows) == 8
     assert rows[0]["id"] == "mp-4"
-    assert rows[0]["record"] is True
+    assert rows[0]["density"] is True
     assert rows[0]["distance"] < 0.01
 
 

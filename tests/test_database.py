@@ -35,7 +35,7 @@ from chgdb.errors import (
 )
 from chgdb.files import PARTIAL_SUFFIX
 from chgdb.formats import read_density
-from chgdb.schema import ARRAYS_FOLDER
+from chgdb.schema import ARRAYS_FOLDER, FORMAT_VERSION
 from chgdb.weights import load_config
 
 
@@ -177,7 +177,7 @@ def test_summary(database: Database, empty: Database) -> None:
     assert summary["encoder"].startswith("tiny-16 (")
     assert 0 < summary["latent NMAE, median (%)"] <= summary["latent NMAE, largest (%)"]
     assert summary["size on disk (MB)"] > 0.001
-    assert summary["format version"] == 2
+    assert summary["format version"] == FORMAT_VERSION
     assert summary["payloads"] == 5
     assert 0 <= summary["payload NMAE, median (%)"] <= summary["payload NMAE, largest (%)"] <= 0.1
     sizes = [len(record.payload() or b"") for record in database.get(list(database))]
@@ -346,7 +346,7 @@ def test_an_id_that_is_taken(
     if on_conflict == "skip":
         assert report.skipped == [(path, "id mp-2 is taken")]
     if on_conflict == "error":
-        assert "mp-2 is taken by a record of another file" in report.failed[0][1]
+        assert "mp-2 is taken by a record of Si, and this file of C" in report.failed[0][1]
 
 
 def test_two_files_with_one_id_in_one_call(empty: Database, make_file: MakeFile) -> None:
@@ -722,7 +722,7 @@ def test_a_copy_of_version_1_has_the_newest_and_can_be_filled(
     old: Database, make_file: MakeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = old.copy(tmp_path / "new")
-    assert copy.info.format_version == 2
+    assert copy.info.format_version == FORMAT_VERSION
     for record in old.get(list(old)):
         assert {**record.row, "row": 0} == {**copy[record.id].row, "row": 0}
         np.testing.assert_array_equal(record.latent().values, copy[record.id].latent().values)

@@ -51,21 +51,39 @@ def test_a_density_that_cannot_be_encoded_is_named(make_file: MakeFile) -> None:
         take_in(path, encode=refuse)
 
 
+@pytest.mark.parametrize("ids", [None, ["mp-149"]])
 def test_a_file_that_is_stored_is_not_parsed(
-    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, ids: list[str] | None
 ) -> None:
     path = make_file("mp-1.npz")
     monkeypatch.setattr(intake, "read_density", None)
     known = {file_sha256(path): "mp-149"}
-    assert take_in(path, known=known) == Known("mp-149", path)
-    assert take_in(path, known=known, material_id="mp-149") == Known("mp-149", path)
+    assert list(take_in_all([path], ids=ids, known=lambda _: known)) == [
+        (path, Known("mp-149", path))
+    ]
 
 
 def test_a_file_that_is_stored_under_another_id_is_parsed(make_file: MakeFile) -> None:
     path = make_file("mp-1.npz")
-    result = take_in(path, known={file_sha256(path): "mp-149"}, material_id="mine")
+    known = {file_sha256(path): "mp-149"}
+    ((_, result),) = take_in_all([path], ids=["mine"], known=lambda _: known)
     assert isinstance(result, Intake)
     assert result.id == "mine"
+
+
+def test_the_store_is_asked_about_many_files_at_once(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "_LOOKED_UP", 2)
+    paths = [make_file(f"mp-{i}.npz", electrons=8.0 + i) for i in range(3)]
+    asked: list[list[str]] = []
+
+    def known(hashes: Sequence[str]) -> dict[str, str]:
+        asked.append(list(hashes))
+        return {}
+
+    assert [path for path, _ in take_in_all(paths, known=known)] == paths
+    assert asked == [[file_sha256(path) for path in paths[:2]], [file_sha256(paths[2])]]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -76,7 +94,7 @@ def test_files_come_in_order_and_bad_ones_as_errors(
     paths.insert(2, tmp_path / "absent.npz")
     paths[4].write_bytes(b"")
     known = {file_sha256(paths[0]): "stored"}
-    results = list(take_in_all(paths, known=known, processes=processes))
+    results = list(take_in_all(paths, known=lambda _: known, processes=processes))
     assert [path for path, _ in results] == paths
     kinds = [type(result) for _, result in results]
     assert kinds == [Known, Intake, InputError, Intake, InputError]

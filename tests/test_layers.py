@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "multipoles",
         "figures",
         "system_inputs",
+        "filters",
     ),
     (
         "codec",
@@ -45,6 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "collection",
         "system_models",
         "descriptors",
+        "rows",
     ),
     ("crystal", "similarity", "systems", "features", "inputs"),
     ("archive", "derived", "evaluation", "properties"),

@@ -573,7 +573,7 @@ def test_similar_orders_by_distance(database: Database, model: CheapModel) -> No
     assert "mp-100" not in set(found["id"])
     assert found["distance"].is_monotonic_increasing
     assert (found["distance"] > 0).all()
-    assert list(found) == ["id", "formula", "distance", "spacegroup", "volume_per_atom", "record"]
+    assert list(found) == ["id", "formula", "distance", "spacegroup", "volume_per_atom", "density"]
     assert len(database.similar("mp-100")) == 10
     there = database.similar(found["id"][0], n=40).set_index("id")["distance"]
     assert there["mp-100"] == found["distance"][0], "a distance has no direction"
@@ -588,7 +588,7 @@ def test_similar_to_a_file_and_to_a_record_without_features(
     found = database.similar(template / "files" / "mp-2.npz", n=2)
     assert found["id"][0] == "mp-2"
     assert found["distance"][0] < 0.01
-    assert found["record"].tolist() == [True, True]
+    assert found["density"].tolist() == [True, True]
     for _ in range(2):
         assert set(database.similar("mp-5", n=9)["id"]) == {"mp-1", "mp-2", "mp-3"}
         assert len(computed) == 5, "three, the file, and mp-5 once"

@@ -189,7 +189,7 @@ def test_info_ignores_what_it_does_not_know(tmp_path: Path) -> None:
     assert StoreInfo.load(tmp_path).encoder == EncoderInfo("p", "k", "")
 
 
-@pytest.mark.parametrize("version", [0, 3, 1.0, True, "1", None])
+@pytest.mark.parametrize("version", [0, 4, 1.0, True, "1", None])
 def test_unknown_version_says_what_to_upgrade(tmp_path: Path, version: object) -> None:
     INFO.save(tmp_path)
     edit(tmp_path, format_version=version)
@@ -199,7 +199,7 @@ def test_unknown_version_says_what_to_upgrade(tmp_path: Path, version: object) -
 
 def test_version_1_is_read_and_kept_in_mind(tmp_path: Path) -> None:
     INFO.save(tmp_path)
-    assert StoreInfo.load(tmp_path).format_version == schema.FORMAT_VERSION == 2
+    assert StoreInfo.load(tmp_path).format_version == schema.FORMAT_VERSION == 3
     edit(tmp_path, format_version=1)
     old = StoreInfo.load(tmp_path)
     assert old.format_version == 1

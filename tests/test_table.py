@@ -26,7 +26,7 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.schema import COLUMNS, Column
+from chgdb.schema import COLUMNS, PROPERTIES, Column
 from chgdb.table import Table
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 def record(i: int, **changes: Any) -> dict[str, Any]:
     """A complete record without properties."""
     samples = {"text": f"text {i}", "integer": i, "real": i / 7, "boolean": i % 2 == 0}
-    row = {c.name: samples[c.type] for c in COLUMNS.values() if not c.nullable}
+    row = {c.name: samples[c.type] for c in COLUMNS.values() if c not in PROPERTIES}
     del row["row"]
     return {**row, "id": f"mp-{i}", **changes}
 
@@ -138,7 +138,7 @@ def test_absent_values_are_null(empty: Table, absent: Any) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"volume": None},
+        {"formula": None},
         {"volume": math.inf},
         {"volume": "1.0"},
         {"n_atoms": 1.5},
@@ -331,7 +331,7 @@ def test_remove(filled: Table) -> None:
 
 
 def nulls() -> dict[str, None]:
-    return {c.name: None for c in COLUMNS.values() if c.nullable}
+    return {c.name: None for c in PROPERTIES}
 
 
 def test_remove_of_an_unknown_id_removes_nothing(filled: Table) -> None:
@@ -347,10 +347,46 @@ def test_replace(filled: Table) -> None:
     assert not [name for name in names(filled) if "replaces" in name]
 
 
+def test_update_sets_columns_and_nothing_else(filled: Table) -> None:
+    before = {row["id"]: row for row in filled.select()}
+    filled.update({"mp-1": {"bulk_modulus": 3.0, "split": "val"}, "mp-4": {"split": None}})
+    filled.update({"mp-4": {"is_metal": True}, "unknown": {"is_metal": True}})
+    after = {row["id"]: row for row in filled.select()}
+    before["mp-1"] |= {"bulk_modulus": 3.0, "split": "val"}
+    before["mp-4"] |= {"is_metal": True}
+    assert after == before
+    assert [name for name in names(filled) if not name.endswith(".parquet")] == []
+
+
+@pytest.mark.parametrize("changes", [{"bulk_modulus": "hard"}, {"nonsense": 1}])
+def test_update_refuses_what_is_no_value(filled: Table, changes: dict[str, Any]) -> None:
+    before = filled.select().values
+    with pytest.raises(InputError, match=next(iter(changes))):
+        filled.update({"mp-1": changes})
+    assert filled.select().values == before
+
+
+def test_parts_are_joined_in_tiers(empty: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many records are added one by one, there are few parts, and each id is found."""
+    monkeypatch.setattr(table, "_MANY_PARTS", 2)
+    monkeypatch.setattr(table, "_TIERS", (4, 16, 64))
+    for i in range(70):
+        empty.append([record(i)], i)
+        assert len(empty.parts) <= 2 * 3 + 2
+    assert empty.ids() == [f"mp-{i}" for i in range(70)]
+    assert [row["row"] for row in empty.get(["mp-69", "mp-0", "mp-33"])] == [69, 0, 33]
+    assert max(int(name[10:19]) - int(name[:9]) for name in names(empty)) > 16
+
+
+def test_summary_and_near(filled: Table) -> None:
+    assert filled.summary({"n": "count(*)", "most": "max(volume)"}) == {"n": 6, "most": 5 / 7}
+    assert filled.near("mp-3", 2) == ["mp-3", "mp-0"]
+
+
 def test_compaction_changes_no_record(filled: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     filled.remove(["mp-2", "mp-5"])
     before = filled.select().values
-    monkeypatch.setattr(table, "_SMALL_PART", 5)
+    monkeypatch.setattr(table, "_TIERS", (5,))
     filled.compact()
     assert filled.select().values == before
     assert names(filled) == ["000000000-000000005.parquet", "000000005-000000006.parquet"]

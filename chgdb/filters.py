@@ -1,0 +1,160 @@
+"""What a search asks for, as a condition over the columns of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TypedDict
+
+from chgdb.errors import QueryError
+from chgdb.files import one_line
+from chgdb.query import (
+    Condition,
+    chemsys_condition,
+    elements_condition,
+    formula_condition,
+    parse_range,
+    parse_where,
+)
+from chgdb.schema import COLUMNS, CRYSTAL_SYSTEMS, SEARCHABLE, SOURCES
+
+__all__ = ["Filters", "Range", "column_named", "columns_named", "condition_of", "listed"]
+
+Range = str | tuple[float | None, float | None]
+"""Bounds, both included: "100:200", "100:" or (100, None); "227" is that number alone."""
+
+NO_SOURCE = "none"
+"""What `source` says of materials without a density."""
+
+
+class Filters(TypedDict, total=False):
+    """The arguments of `Database.select`, which describes them."""
+
+    formula: str | None
+    elements: str | Sequence[str]
+    exclude: str | Sequence[str]
+    chemsys: str | None
+    nelements: Range | int | None
+    spacegroup: str | int | None
+    crystal_system: str | None
+    source: str | None
+    ranges: Mapping[str, Range] | None
+    where: str | None
+    columns: str | Sequence[str] | None
+    sort: str | None
+    descending: bool
+    limit: int | None
+
+
+def condition_of(
+    *,
+    formula: str | None = None,
+    elements: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    chemsys: str | None = None,
+    nelements: Range | int | None = None,
+    spacegroup: str | int | None = None,
+    crystal_system: str | None = None,
+    source: str | None = None,
+    ranges: Mapping[str, Range] | None = None,
+    where: str | None = None,
+) -> Condition:
+    """The condition that records fit every filter given, as `Database.select` describes them.
+
+    Raises:
+        QueryError: a filter that cannot be understood, or an unknown column.
+    """
+    condition = elements_condition(listed(elements), listed(exclude))
+    if formula is not None:
+        condition &= formula_condition(formula)
+    if chemsys is not None:
+        condition &= chemsys_condition(chemsys)
+    for name, bounds in {"n_elements": nelements, **(ranges or {})}.items():
+        if bounds is not None:
+            condition &= _range_condition(name, bounds)
+    if spacegroup is not None:
+        condition &= _spacegroup_condition(str(spacegroup))
+    if crystal_system is not None:
+        condition &= _crystal_system_condition(crystal_system)
+    if source is not None:
+        condition &= _source_condition(source)
+    if where is not None:
+        condition &= parse_where(where, _column_kinds())
+    return condition
+
+
+def listed(values: str | Sequence[str]) -> list[str]:
+    """A list, which may be written as text with commas; nothing twice."""
+    parts = values.split(",") if isinstance(values, str) else values
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def column_named(name: str) -> str:
+    """The column that a user means; "-" stands for "_" and upper for lower case.
+
+    Raises:
+        QueryError: there is none; the text suggests the nearest.
+    """
+    if name in SEARCHABLE:
+        return name
+    by_lower = {column.lower(): column for column in SEARCHABLE}
+    asked = name.lower().replace("-", "_")
+    if asked in by_lower:
+        return by_lower[asked]
+    near = [by_lower[column] for column in get_close_matches(asked, by_lower, n=3)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COLUMNS)}"
+    raise QueryError(f"no column {one_line(name)!r}; {hint}")
+
+
+def columns_named(names: str | Sequence[str]) -> list[str]:
+    """The columns that a user means, each once.
+
+    Raises:
+        QueryError: one is not there, or there are none.
+    """
+    columns = list(dict.fromkeys(column_named(name) for name in listed(names)))
+    if not columns:
+        raise QueryError("no columns to show: name one, or leave them away")
+    return columns
+
+
+def _column_kinds() -> dict[str, str]:
+    """Column name -> what the query language calls its type."""
+    kinds = {"integer": "number", "real": "number"}
+    return {column.name: kinds.get(column.type, column.type) for column in SEARCHABLE.values()}
+
+
+def _range_condition(name: str, bounds: Range | int) -> Condition:
+    column = column_named(name)
+    if _column_kinds()[column] != "number":
+        raise QueryError(
+            f"{column} is {SEARCHABLE[column].type}: a range needs a column of numbers"
+        )
+    if isinstance(bounds, tuple):
+        bounds = ":".join("" if bound is None else str(bound) for bound in bounds)
+    return parse_range(column, str(bounds))
+
+
+def _spacegroup_condition(text: str) -> Condition:
+    """By number, range of numbers or symbol, its spaces, underscores and case not regarded."""
+    if text[:1].isdigit() or ":" in text:
+        if text.isdecimal() and not 1 <= int(text) <= 230:
+            raise QueryError(f"no space group {text}; their numbers are 1 to 230")
+        return parse_range("spacegroup", text)
+    symbol = text.replace(" ", "").replace("_", "").lower()
+    return Condition("replace(lower(spacegroup_symbol), '_', '') = ?", (symbol,))
+
+
+def _crystal_system_condition(text: str) -> Condition:
+    if text.lower() not in CRYSTAL_SYSTEMS:
+        raise QueryError(f"no crystal system {text!r}; there are {', '.join(CRYSTAL_SYSTEMS)}")
+    return Condition("crystal_system = ?", (text.lower(),))
+
+
+def _source_condition(text: str) -> Condition:
+    """Where the density comes from; "none" asks for materials without one."""
+    if text.lower() == NO_SOURCE:
+        return Condition("source IS NULL")
+    if text.lower() not in SOURCES:
+        raise QueryError(f"no source {text!r}; use {', '.join(SOURCES)} or {NO_SOURCE}")
+    return Condition("source = ?", (text.lower(),))
