@@ -38,6 +38,7 @@ from chgdb.schema import (
     FORMAT_VERSION,
     PREDICTED,
     PREDICTION_COLUMNS,
+    PROPERTIES,
     SOURCES,
     TABLE_FOLDER,
     EncoderInfo,
@@ -1319,6 +1320,8 @@ def _material(
 
     check_id(material_id)
     properties = {name: value for name, value in given.items() if name != "formula"}
+    if unknown := properties.keys() - {column.name for column in PROPERTIES}:
+        raise InputError(f"{min(unknown)} is no property; docs/format.md lists them")
     formula = given.get("formula") or (structure.formula if structure else None)
     if material_id not in known:
         if not formula:
