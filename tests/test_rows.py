@@ -14,7 +14,8 @@ from chgdb.intake import take_in
 from chgdb.rows import describe_intake, describe_material, describe_payload, is_same_material
 from chgdb.schema import COLUMNS
 
-SILICON = Structure(np.ones((3, 3)) * 2.7 - np.eye(3) * 2.7, ("Si", "Si"), [[0.0] * 3, [0.25] * 3])
+SITES = np.array([[0.0] * 3, [0.25] * 3])
+SILICON = Structure(2.7 * (1 - np.eye(3)), ("Si", "Si"), SITES)
 
 
 def test_a_material_of_which_the_formula_is_known() -> None:

@@ -21,7 +21,8 @@ MATERIALS = {
     "mp-11": {"formula": "GaAs", "band_gap": 1.4},
     "mp-1": {"formula": "TiO2", "shear_modulus": 100.0},
 }
-GALLIUM_ARSENIDE = Structure(2.8 * (1 - np.eye(3)), ("Ga", "As"), [[0.0] * 3, [0.25] * 3])
+SITES = np.array([[0.0] * 3, [0.25] * 3])
+GALLIUM_ARSENIDE = Structure(2.8 * (1 - np.eye(3)), ("Ga", "As"), SITES)
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_no_density_is_said_so(filled: Database) -> None:
     record = filled["mp-10"]
     for ask in (record.latent, record.density, lambda: record.grid):
         with pytest.raises(StoreError, match="mp-10: the store holds no density of it; add one"):
-            ask()  # type: ignore[operator]
+            ask()
     assert record.payload() is None
 
 
