@@ -59,8 +59,8 @@ def pack(values: NDArray[np.floating[Any]], dtype: str, scale_factor: float | No
 
     Args:
         values: any shape.
-        dtype: "int8" or "float16".
-        scale_factor: for int8; None for float16.
+        dtype: "int8", "float16" or "float32".
+        scale_factor: for int8; None for the others.
 
     Raises:
         ModelError: a value is not finite, or too large for the dtype; nothing is clipped.
@@ -68,10 +68,11 @@ def pack(values: NDArray[np.floating[Any]], dtype: str, scale_factor: float | No
     """
     check_packing(dtype, scale_factor)
     scaled = np.asarray(values, dtype=np.float64)
-    limit = float(np.finfo(np.float16).max)
     if scale_factor is not None:
         scaled = np.rint(scaled / scale_factor)
-        limit = np.iinfo(np.int8).max
+        limit = float(np.iinfo(np.int8).max)
+    else:
+        limit = float(np.finfo(dtype).max)
     if scaled.size and not np.isfinite(scaled).all():
         raise ModelError("a latent holds a value that is not a finite number")
     if scaled.size and (peak := float(np.abs(scaled).max())) > limit:

@@ -1032,6 +1032,7 @@ def evaluate(
 
 
 _EXTRAS = {
+    "h5py": "release",
     "lightgbm": "ml",
     "matplotlib": "plot",
     "optuna": "ml",

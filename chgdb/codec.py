@@ -117,7 +117,13 @@ class Codec(ABC):
 
         Raises:
             InputError: a density does not hold a positive number of electrons.
+            ModelError: only the weights of the decoder are known.
         """
+        if self.config.decoder_only:
+            raise ModelError(
+                f"{self.config.id}: the weights of the encoder are not known, only those of the "
+                "decoder: chgdb import-release DIR --table CSV --encoder WEIGHTS.h5 brings them"
+            )
         for density in densities:
             if not density.n_electrons > 0:
                 raise InputError(

@@ -45,16 +45,24 @@ class PaperNet(Autoencoder):
     Args:
         latent_channels: channels of the latent.
         widths: output channels of each convolution that a pooling follows; one per halving.
+        decoder_only: whether there is no encoder, as where only the decoder's weights are known.
     """
 
-    def __init__(self, latent_channels: int = 16, widths: Sequence[int] = (16, 32, 32)) -> None:
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        widths: Sequence[int] = (16, 32, 32),
+        *,
+        decoder_only: bool = False,
+    ) -> None:
         super().__init__()
         self.factor = 2 ** len(widths)
         channels = [1, *widths]
-        self.down = nn.ModuleList(
-            nn.Conv3d(c_in, c_out, 3, padding=1) for c_in, c_out in pairwise(channels)
-        )
-        self.to_latent = nn.Conv3d(channels[-1], latent_channels, 3, padding=1)
+        if not decoder_only:
+            self.down = nn.ModuleList(
+                nn.Conv3d(c_in, c_out, 3, padding=1) for c_in, c_out in pairwise(channels)
+            )
+            self.to_latent = nn.Conv3d(channels[-1], latent_channels, 3, padding=1)
         # 16 -> 32, 32 -> 32, 32 -> 16 for the published widths
         channels = [latent_channels, *reversed(widths)]
         self.up = nn.ModuleList(

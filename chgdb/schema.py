@@ -318,8 +318,8 @@ class LatentStorage:
     """How latents are stored: value = stored * scale_factor.
 
     Attributes:
-        dtype: "int8" or "float16".
-        scale_factor: positive for int8; None for float16, which is stored as it is.
+        dtype: "int8", "float16" or "float32".
+        scale_factor: positive for int8; None for the others, which are stored as they are.
         shape: (channel, a, b, c).
 
     Raises:
@@ -352,15 +352,15 @@ def check_packing(dtype: str, scale_factor: float | None) -> None:
     """Whether latents can be stored so.
 
     Raises:
-        InputError: neither int8 with a positive scale factor nor float16 without one.
+        InputError: neither int8 with a positive scale factor nor floats without one.
     """
-    if dtype == "float16" and scale_factor is None:
+    if dtype in ("float16", "float32") and scale_factor is None:
         return
     if dtype == "int8" and scale_factor is not None and 0 < scale_factor < float("inf"):
         return
     raise InputError(
-        "latents are stored as int8 with a positive scale_factor or as float16 without one, "
-        f"not as {dtype} with {scale_factor}"
+        "latents are stored as int8 with a positive scale_factor or as float16 or float32 without "
+        f"one, not as {dtype} with {scale_factor}"
     )
 
 

@@ -45,6 +45,9 @@ _NET_ARGUMENTS = {
 }
 """Arguments of the network of each kind of encoder."""
 
+_DECODER_ONLY = "decoder_only"
+"""One more that a `paper` network may have."""
+
 _MAX_STAGES = 6
 _MAX_CHANNELS = 1024
 _MAX_BLOCKS = 16
@@ -82,7 +85,12 @@ class EncoderConfig:
         check_id(self.id)
         if self.kind not in _NET_ARGUMENTS:
             raise InputError(f"unknown encoder kind {self.kind!r}")
-        if not isinstance(self.net, dict) or set(self.net) != _NET_ARGUMENTS[self.kind]:
+        optional = {_DECODER_ONLY} if self.kind == "paper" else set()
+        if (
+            not isinstance(self.net, dict)
+            or set(self.net) - optional != _NET_ARGUMENTS[self.kind]
+            or type(self.decoder_only) is not bool
+        ):
             names = ", ".join(sorted(_NET_ARGUMENTS[self.kind]))
             raise InputError(f"a {self.kind} network has the arguments {names}")
         if not isinstance(self.weights_sha256, str) or not isinstance(self.training, dict):
@@ -109,6 +117,12 @@ class EncoderConfig:
                 f"this network has latents of {(channels, edge, edge, edge)}, "
                 f"not {self.latent_shape}"
             )
+
+    @property
+    def decoder_only(self) -> bool:
+        """Whether the weights of the encoder proper are not known, only those of its decoder."""
+        known: bool = self.net.get(_DECODER_ONLY, False)
+        return known
 
 
 def _whole_numbers(values: object, shortest: int, longest: int, low: int, high: int) -> bool:

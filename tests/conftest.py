@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from chgdb.cli import main
 from chgdb.database import Database
 from chgdb.density import ChargeDensity, Grid, Structure
-from chgdb.formats import write_density
+from chgdb.formats import read_density, write_density
+from chgdb.grid import zero_pad
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,6 +188,48 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Outcome(int(stopped.value.code or 0), out, err)
 
     return command
+
+
+@dataclass(frozen=True)
+class KerasRelease:
+    """A release that Keras made of two real densities (tests/keras_release.py)."""
+
+    folder: Path
+    densities: dict[str, NDArray[np.float32]]
+    """By formula and space group, shape (128, 128, 128), e/A^3, zero-padded."""
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the weights in every layout."""
+        return self.folder / "weights"
+
+    def latent(self, key: str) -> NDArray[np.float32]:
+        """What Keras's encoder made, channels last."""
+        latent: NDArray[np.float32] = np.load(self.folder / "latents" / f"{key}_latent.npy")
+        return latent
+
+    def decoded(self, key: str) -> NDArray[np.float32]:
+        """What Keras's decoder made of that."""
+        decoded: NDArray[np.float32] = np.load(self.folder / "decoded" / f"{key}.npy")
+        return decoded
+
+
+@pytest.fixture(scope="session")
+def keras_release(tmp_path_factory: pytest.TempPathFactory) -> KerasRelease:
+    """Keras runs in a process of its own: its warnings and its threads are not those of chgdb."""
+    pytest.importorskip("h5py")
+    folder = tmp_path_factory.mktemp("keras")
+    densities = {}
+    for key, name in (("Si_227", "mp-149.CHGCAR.gz"), ("MgO_225", "MgO.CHGCAR.xz")):
+        density, _ = read_density(ROOT / "examples" / name)
+        densities[key] = zero_pad(density.values, (128, 128, 128)).astype(np.float32)
+        np.save(folder / f"{key}.npy", densities[key])
+    script = ROOT / "tests" / "keras_release.py"
+    made = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
+    if "No module named 'keras'" in made.stderr:
+        pytest.skip("Keras is not installed")
+    assert made.returncode == 0, made.stderr
+    return KerasRelease(folder, densities)
 
 
 @pytest.fixture

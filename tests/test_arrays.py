@@ -114,6 +114,13 @@ def test_float16_round_trip(values: NDArray[np.float32]) -> None:
     np.testing.assert_array_equal(restored.astype(np.float16), stored)
 
 
+@given(finite(float(np.finfo(np.float32).max)))
+def test_float32_is_kept_to_the_bit(values: NDArray[np.float32]) -> None:
+    stored = pack(values, "float32", None)
+    assert stored.dtype == np.float32
+    assert unpack(stored, "float32", None).tobytes() == values.tobytes()
+
+
 def test_rounds_half_to_even() -> None:
     values = np.array([0.25, 0.75, 1.25, -0.25, -0.75])
     assert pack(values, "int8", 0.5).tolist() == [0, 2, 2, 0, -2]
@@ -134,15 +141,22 @@ def test_not_finite_is_refused(dtype: str, scale: float | None, value: float) ->
         (1e30, "int8", SCALE),
         (65505.0, "float16", None),
         (-1e30, "float16", None),
+        (1e300, "float32", None),
     ],
 )
 def test_overflow_is_refused_not_clipped(value: float, dtype: str, scale: float | None) -> None:
     with pytest.raises(ModelError, match="exceeds"):
-        pack(np.array([value], dtype=np.float32), dtype, scale)
+        pack(np.array([value]), dtype, scale)
 
 
 def test_only_what_is_specified_is_packed() -> None:
-    for dtype, scale in (("int8", None), ("float16", 0.5), ("int16", 1.0), ("int8", -1.0)):
+    for dtype, scale in (
+        ("int8", None),
+        ("float16", 0.5),
+        ("float32", 0.5),
+        ("int16", 1.0),
+        ("int8", -1.0),
+    ):
         with pytest.raises(InputError):
             pack(np.zeros(1), dtype, scale)
         with pytest.raises(InputError):

@@ -401,6 +401,29 @@ def test_a_saved_encoder_is_the_same_encoder(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(first.values, second.values)
 
 
+def test_a_decoder_alone_decodes_and_says_why_it_does_not_encode(tmp_path: Path) -> None:
+    whole = tiny_codec("paper")
+    net = {**whole.config.net, "decoder_only": True}
+    config = EncoderConfig("half", "paper", whole.config.latent_shape, net)
+    assert config.decoder_only
+    weights = whole.net.state_dict()
+    decoder = {name: w for name, w in weights.items() if name.startswith(("up.", "to_density."))}
+    save_encoder(tmp_path / "half", config, decoder)
+    half = load_codec(tmp_path / "half", "cpu")
+    latents = whole.encode([crystal()])
+    for one, other in zip(half.decode_box(latents), whole.decode_box(latents), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ModelError, match=r"half: the weights of the encoder are not known") as said:
+        half.encode([crystal()])
+    assert "\n" not in str(said.value)
+    # what the configuration says must be there is there, and nothing else
+    save_encoder(tmp_path / "more", config, weights)
+    save_encoder(tmp_path / "less", whole.config, decoder)
+    for name in ("more", "less"):
+        with pytest.raises(ModelError, match="do not fit"):
+            load_codec(tmp_path / name, "cpu")
+
+
 def test_a_large_configuration_costs_nothing_without_its_weights(tmp_path: Path) -> None:
     """Within the limits of a configuration: some 10^11 weights."""
     net = {

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "chgdb"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "elements", "nets", "property_nets", "perceptron"),
     ("files", "density", "query", "entropy", "library", "elasticity", "scores"),
-    ("schema", "chgcar", "grid", "stars", "composition"),
+    ("schema", "chgcar", "grid", "stars", "composition", "keras_weights"),
     (
         "arrays",
         "parquet",
@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "figures",
         "system_inputs",
         "filters",
+        "release",
     ),
     (
         "codec",
@@ -52,7 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("archive", "derived", "evaluation", "properties"),
     ("predicting", "train_properties"),
     ("database", "train", "property_evaluation"),
-    ("assessment",),
+    ("assessment", "release_import"),
     ("cli", "xarray_backend"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

@@ -25,6 +25,18 @@ def tiny_periodic(**changes: object) -> PeriodicNet:
     return net
 
 
+def test_half_of_the_published_network_decodes_as_the_whole() -> None:
+    whole, half = PaperNet(5, (2, 3, 2)), PaperNet(5, (2, 3, 2), decoder_only=True)
+    weights = whole.state_dict()
+    half.load_state_dict({name: weights[name] for name in half.state_dict()})
+    assert set(weights) - set(half.state_dict()) == {
+        name for name in weights if name.startswith(("down.", "to_latent."))
+    }
+    z = torch.rand(1, 5, 2, 2, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(half.decode(z), whole.decode(z), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("net", "channels", "factor"),
     [

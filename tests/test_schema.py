@@ -262,7 +262,8 @@ def test_saving_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("int8", 0.0, (1, 1, 1, 1)),
         ("int8", float("nan"), (1, 1, 1, 1)),
         ("float16", 1.0, (1, 1, 1, 1)),
-        ("float32", None, (1, 1, 1, 1)),
+        ("float32", 1.0, (1, 1, 1, 1)),
+        ("float64", None, (1, 1, 1, 1)),
         ("float16", None, (1, 0, 1, 1)),
     ],
 )

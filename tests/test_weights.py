@@ -130,6 +130,17 @@ def test_the_latent_follows_from_the_stages(stages: int, edge: int) -> None:
         EncoderConfig("x", "paper", (edge, edge, edge, 2 * edge), net)
 
 
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_decoder_only_is_true_or_false_of_a_paper_network(value: object) -> None:
+    net = {"latent_channels": 4, "widths": [2, 2, 2]}
+    assert not EncoderConfig("x", "paper", (4, 16, 16, 16), net).decoder_only
+    assert EncoderConfig("x", "paper", (4, 16, 16, 16), {**net, "decoder_only": True}).decoder_only
+    with pytest.raises(InputError, match="arguments"):
+        EncoderConfig("x", "paper", (4, 16, 16, 16), {**net, "decoder_only": value})
+    with pytest.raises(InputError, match="arguments"):
+        EncoderConfig("x", "periodic", (4, 16, 16, 16), {**NET, "decoder_only": True})
+
+
 def test_weights_must_be_those_of_the_configuration(folder: Path) -> None:
     config = load_config(folder)
     content = bytearray((folder / WEIGHTS_FILE).read_bytes())
