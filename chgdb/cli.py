@@ -202,6 +202,7 @@ class RecordFormat(StrEnum):
     CHGCAR = "chgcar"
     CUBE = "cube"
     NPZ = "npz"
+    NPY = "npy"
 
 
 _DENSITY_SUFFIX = {
@@ -362,19 +363,23 @@ def get(
     """Show records, or write their densities: chgdb get mp-149 --decode."""
     wanted = format or _wanted(output, decode)
     points = _parse_grid(grid)
-    if decode and wanted not in _DENSITY_SUFFIX:
-        raise InputError(f"--decode writes chgcar, cube or npz, not {wanted}")
+    if decode and wanted not in (*_DENSITY_SUFFIX, RecordFormat.NPY):
+        raise InputError(f"--decode writes chgcar, cube, npz or npy, not {wanted}")
+    if wanted is RecordFormat.NPY and (points or source):
+        raise InputError("npy is what the decoder makes of the latent: no --grid, no --from")
     if points and wanted not in _DENSITY_SUFFIX:
         raise InputError("--grid is the grid of a decoded density: add --decode")
     if source and wanted not in _DENSITY_SUFFIX:
         raise InputError("--from is what a density is decoded from: add --decode")
-    if output and wanted not in (*_DENSITY_SUFFIX, *_STRUCTURE_SUFFIX):
+    if output and wanted not in (*_DENSITY_SUFFIX, *_STRUCTURE_SUFFIX, RecordFormat.NPY):
         raise InputError("-o goes with --decode, or with --format cif or poscar")
     database = _open(store, device)
     if wanted in _DENSITY_SUFFIX:
         _write_densities(database, ids, points, source, wanted, output)
     elif wanted in _STRUCTURE_SUFFIX:
         _write_structures(database, ids, wanted, output)
+    elif wanted is RecordFormat.NPY:
+        _write_boxes(database, ids, output)
     else:
         _show_records(database, ids, wanted)
 
@@ -397,6 +402,8 @@ def _wanted(output: Path | None, decode: bool) -> RecordFormat:
     """What `get` writes when --format does not say so."""
     if not decode:
         return RecordFormat.TABLE
+    if output and output.suffix.lower() == ".npy":
+        return RecordFormat.NPY
     from chgdb.decoded import format_of
 
     return RecordFormat(format_of(output or ""))
@@ -454,6 +461,22 @@ def _write_densities(
         )
         if record.row["magnetization"] is not None and density.magnetization is None:
             _warn(f"{record.id}: the total density; a latent does not hold the magnetization")
+
+
+def _write_boxes(database: Database, ids: Sequence[str], output: Path | None) -> None:
+    import numpy as np
+
+    from chgdb.files import replacing
+
+    for material_id, target in zip(ids, _targets(ids, ".npy", output), strict=True):
+        (box,) = database.decode_box([material_id])
+        if len(ids) > 1:
+            _make_folder(target.parent)
+        with replacing(target) as partial, partial.open("wb") as file:
+            np.save(file, box)
+        typer.echo(
+            f"{material_id}: {target} ({_by(box.shape)} points, the decoder's output as it is)"
+        )
 
 
 def _write_structures(
@@ -789,6 +812,64 @@ def import_table(
     for material_id, why in report.failed:
         _say(f"error: {material_id}: {why}")
     if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command("import-release")
+def import_release_(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="With the files FORMULA_SPACEGROUP_latent.npy."),
+    ],
+    table: Annotated[Path, typer.Option(metavar="CSV", help="The authors' table of properties.")],
+    decoder: Annotated[
+        Path | None,
+        typer.Option(metavar="H5", help="Keras weights of the decoder, or of both halves."),
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(metavar="H5", help="Keras weights of the encoder, if it has its own file."),
+    ] = None,
+    structures: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Crystal structures by id (docs/release.md)."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="File for the whole report.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Show at most so many findings of each kind.")
+    ] = 5,
+    store: Store = None,
+) -> None:
+    """Import the latents, properties and weights that the authors of arXiv 2605.07227 released.
+
+    The store is made where there is none. What is missing, wrong or implausible is listed, and the
+    rest is imported; repeat the command to go on after an interruption, or to bring weights later.
+    """
+    from chgdb.release_import import import_release
+
+    with progress_bar("importing") as progress:
+        done = import_release(
+            folder,
+            table,
+            store,
+            decoder=decoder,
+            encoder=encoder,
+            structures=structures,
+            progress=_heeding_interrupts(progress),
+        )
+    if report is not None:
+        done.save(report)
+    typer.echo(
+        f"{done.rows} rows, {done.files} latents: {len(done.imported)} imported, "
+        f"{done.present} there already, {done.failed} bad"
+    )
+    for kind, count in done.counts.items():
+        typer.echo(f"  {count:6}  {kind}")
+    for line in done.details(limit):
+        typer.echo(line)
+    if done.failed:
         raise typer.Exit(1)
 
 

@@ -27,7 +27,7 @@ from chgdb.files import reason
 from chgdb.grid import crop, fourier_resample, spacing_grid, vasp_grid, zero_pad
 from chgdb.nets import Autoencoder, PaperNet, PeriodicNet
 from chgdb.schema import LATENT_BOX, LatentStorage
-from chgdb.weights import EncoderConfig, load_config, load_tensors
+from chgdb.weights import EncoderConfig, check_encodes, load_config, load_tensors
 
 __all__ = [
     "BOX",
@@ -77,13 +77,19 @@ class Codec(ABC):
         """How a store keeps latents of this encoder."""
         return LatentStorage(*self.storage, self.config.latent_shape)
 
-    def stored(self, latent: Latent) -> Latent:
+    def stored(self, latent: Latent, storage: LatentStorage | None = None) -> Latent:
         """The latent as it comes back from a store, rounded.
+
+        Args:
+            latent: of this encoder.
+            storage: of the store, where that is not the `latent_storage` of this encoder.
 
         Raises:
             ModelError: a value that the stored dtype cannot hold.
         """
-        return replace(latent, values=unpack(pack(latent.values, *self.storage), *self.storage))
+        storage = storage or self.latent_storage
+        packing = storage.dtype, storage.scale_factor
+        return replace(latent, values=unpack(pack(latent.values, *packing), *packing))
 
     @abstractmethod
     def work_grid(self, lattice: NDArray[np.float64]) -> Grid:
@@ -119,11 +125,7 @@ class Codec(ABC):
             InputError: a density does not hold a positive number of electrons.
             ModelError: only the weights of the decoder are known.
         """
-        if self.config.decoder_only:
-            raise ModelError(
-                f"{self.config.id}: the weights of the encoder are not known, only those of the "
-                "decoder: chgdb import-release DIR --table CSV --encoder WEIGHTS.h5 brings them"
-            )
+        check_encodes(self.config)
         for density in densities:
             if not density.n_electrons > 0:
                 raise InputError(

@@ -23,6 +23,7 @@ from chgdb.errors import (
     ChgdbError,
     InputError,
     MissingExtraError,
+    ModelError,
     QueryError,
     StoreError,
     UnknownIdError,
@@ -35,7 +36,9 @@ from chgdb.predicting import Predictor, PredictReport
 from chgdb.resources import DEFAULT_ENCODER, find_model, find_store, is_shipped
 from chgdb.schema import (
     ARRAYS_FOLDER,
+    ENCODER_FOLDER,
     FORMAT_VERSION,
+    INFO_FILE,
     PREDICTED,
     PREDICTION_COLUMNS,
     PROPERTIES,
@@ -46,6 +49,13 @@ from chgdb.schema import (
     check_id,
 )
 from chgdb.table import Selection, Table
+from chgdb.weights import (
+    EncoderConfig,
+    check_encodes,
+    load_config,
+    load_tensors,
+    save_encoder,
+)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -54,6 +64,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from ase import Atoms
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from chgdb.archive import Tolerance
     from chgdb.arrays import LatentArrays
@@ -314,6 +325,20 @@ class Database:
             attribution=attribution,
             created_by=f"chgdb {__version__}",
         )
+        return cls.create_for(path, info, device=device)
+
+    @classmethod
+    def create_for(cls, path: str | Path, info: StoreInfo, *, device: str = "auto") -> Database:
+        """A new, empty store that `info` describes.
+
+        Args:
+            path: a folder that does not exist or is empty.
+            info: of an encoder whose weights need not be known.
+            device: where the encoder runs.
+
+        Raises:
+            StoreError: the folder is not empty or cannot be written.
+        """
         with _new_folder(path) as partial:
             cls._create(partial, info)
         return cls(path, device=device)
@@ -366,13 +391,14 @@ class Database:
     def summary(self) -> dict[str, Any]:
         """What the store holds, for people: "records", "encoder", "size on disk (MB)", ..."""
         found = self._table.summary(_SUMMARY)
+        sha256 = self.info.encoder.weights_sha256
         sources = {name: found.pop(name) for name in _SOURCE_COUNTS}
         return {
             "store": str(self.path),
             "format version": self.info.format_version,
             "records": found.pop("records"),
             **{name: count for name, count in sources.items() if count or name == "densities, dft"},
-            "encoder": f"{self.info.encoder.id} ({self.info.encoder.weights_sha256[:12]})",
+            "encoder": f"{self.info.encoder.id} ({sha256[:12] or 'weights not known'})",
             "latent": f"{self.info.latent.shape}, {self.info.latent.dtype}",
             **found,
             **self._derived_summary(),
@@ -499,6 +525,24 @@ class Database:
             for record, there in zip(records, has, strict=True)
         ]
 
+    def decode_box(self, ids: str | Sequence[str]) -> list[NDArray[np.float32]]:
+        """What the decoder makes of latents: its raw output, neither cropped, scaled nor resampled.
+
+        Of the `paper` network that is the density in e/A^3 in the corner of a box of zeros, shape
+        (128, 128, 128). It needs neither a cell nor electrons, which nobody knows of a record that
+        came with the authors' release.
+
+        Args:
+            ids: of the records; all boxes are held in memory, 8 MB each.
+
+        Raises:
+            UnknownIdError: an id is not there.
+            MissingExtraError: torch is not installed.
+            ModelError: the encoder of the store is not found, or its weights are not known.
+            StoreError: a record has no latent, or the arrays of the store are damaged.
+        """
+        return self._codec.decode_box([record.latent() for record in self.get(ids)])
+
     def _from_payload(self, record: Record, grid: Grid | None) -> DecodedDensity:
         from chgdb.archive import decode
         from chgdb.decoded import DecodedDensity
@@ -521,6 +565,12 @@ class Database:
     def _from_latents(self, records: Sequence[Record], grid: Grid | None) -> list[DecodedDensity]:
         from chgdb.decoded import DecodedDensity
 
+        for record in records:
+            if record.row["work_grid_a"] is not None and record.row["n_electrons"] is None:
+                raise StoreError(
+                    f"{record.id}: came as a latent, without the grid and the electrons of its "
+                    "density; --format npy (Database.decode_box) is what its decoder makes of it"
+                )
         decoded = self._codec.decode(
             [record.latent() for record in records],
             [record.structure for record in records],
@@ -561,7 +611,75 @@ class Database:
     def _codec(self) -> Codec:
         """The encoder of this store, with the weights the store names."""
         encoder = self.info.encoder
-        return _load_codec(find_model(encoder.id, encoder.weights_sha256), self.device)
+        if encoder.weights_sha256:
+            own = self._own_encoder() or find_model(encoder.id, encoder.weights_sha256)
+            return _load_codec(own, self.device)
+        raise ModelError(
+            f"{shown(self.path)}: the weights of {encoder.id} are not known: "
+            "chgdb import-release DIR --table CSV --decoder WEIGHTS.h5 brings them"
+        )
+
+    def _own_encoder(self) -> Path | None:
+        """The folder of the encoder that the store itself holds, if any.
+
+        Raises:
+            ModelError: it is damaged, or not the one that the store names.
+        """
+        folder = self.path / ENCODER_FOLDER
+        if not folder.exists():
+            return None
+        config, encoder = load_config(folder), self.info.encoder
+        if (config.id, config.weights_sha256) != (encoder.id, encoder.weights_sha256):
+            raise ModelError(
+                f"{shown(folder)}: not the encoder that {INFO_FILE} names; import the release again"
+            )
+        return folder
+
+    def encoder_tensors(self) -> dict[str, Tensor]:
+        """The weights of the encoder that the store itself holds; empty if it holds none.
+
+        Raises:
+            ModelError: they are damaged.
+            MissingExtraError: torch is not installed.
+        """
+        folder = self.path / ENCODER_FOLDER
+        return load_tensors(folder, load_config(folder)) if folder.exists() else {}
+
+    def keep_encoder(self, config: EncoderConfig, tensors: Mapping[str, Tensor]) -> None:
+        """Put the encoder of the latents into the store itself, from where it is read first.
+
+        Args:
+            config: of the encoder that the store names; the hash is filled in.
+            tensors: its weights. Those that the store holds must be among them.
+
+        Raises:
+            ModelError: it is another encoder than that of the store.
+            StoreError: the store cannot be written.
+        """
+        import torch
+
+        folder, encoder = self.path / ENCODER_FOLDER, self.info.encoder
+        with self._writing():
+            known = self.encoder_tensors()
+            same = (config.id, config.kind) == (encoder.id, encoder.kind) and all(
+                name in tensors and torch.equal(tensors[name], tensor)
+                for name, tensor in known.items()
+            )
+            if not same or (encoder.weights_sha256 and not known):
+                raise ModelError(
+                    f"{shown(self.path)}: holds latents of {encoder.id} "
+                    f"({encoder.weights_sha256[:12] or 'weights not known'}), not of {config.id} "
+                    "with these weights; give them a store of their own"
+                )
+            if known.keys() == tensors.keys():
+                config = load_config(folder)
+            else:
+                config = save_encoder(folder, config, dict(tensors))
+            if config.weights_sha256 != encoder.weights_sha256:
+                encoder = replace(encoder, weights_sha256=config.weights_sha256)
+                self.info = replace(self.info, encoder=encoder)
+                self.info.save(self.path)
+        self.__dict__.pop("_codec", None)
 
     # ------------------------------------------------------------------ predicting
 
@@ -754,7 +872,7 @@ class Database:
         table = read_properties(properties) if properties else {}
         with self._writing():
             pass  # a store that cannot be written is told from before anything is read
-        self._codec  # noqa: B018 (and an encoder that is not there, too)
+        check_encodes(self._codec.config)  # and from an encoder that is not there, too
         tolerance = tolerance or Tolerance()
         stored: dict[str, Mapping[str, Any]] = {}
 
@@ -847,6 +965,52 @@ class Database:
                 progress(len(report.added) + len(report.updated), len(materials))
         return report
 
+    def with_latent(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose records have a latent."""
+        condition = f"{any_of('id', ids)} AND work_grid_a IS NOT NULL"
+        return {id_ for (id_,) in self._table.select(condition, ids, columns=["id"]).values}
+
+    def import_latents(
+        self,
+        materials: Mapping[str, Mapping[str, Any]],
+        latents: Mapping[str, NDArray[np.float32]],
+        structures: Mapping[str, Structure] | None = None,
+    ) -> ImportReport:
+        """Store latents that came without their densities, all at once.
+
+        A record without a density gets the latent and keeps what is known of it; one that has a
+        latent is left alone.
+
+        Args:
+            materials: by id, `formula`, `work_grid_a` to `work_grid_c` and any other columns.
+            latents: by id, float32 of the shape that the store has.
+            structures: by id, as far as they are known.
+
+        Raises:
+            ModelError: a latent holds a value that the store cannot.
+            StoreError: the store cannot be written.
+        """
+        report = ImportReport()
+        ids = list(latents)
+        with self._writing():
+            known = {row["id"]: row for row in self._table.select(any_of("id", ids), ids)}
+            rows: dict[str, dict[str, Any]] = {}
+            for id_ in ids:
+                if id_ in known and known[id_]["work_grid_a"] is not None:
+                    continue
+                try:
+                    row = _material(id_, materials[id_], (structures or {}).get(id_), known)
+                except InputError as error:
+                    report.failed.append((id_, str(error)))
+                else:
+                    rows[id_] = {**known.get(id_, {}), **row}
+            if rows:
+                values = [latents[id_] for id_ in rows]
+                self._commit(list(rows.values()), values, [b""] * len(rows), replacing=True)
+        report.added += [id_ for id_ in rows if id_ not in known]
+        report.updated += [id_ for id_ in rows if id_ in known]
+        return report
+
     def remove(self, ids: str | Sequence[str]) -> None:
         """Remove records, all or none.
 
@@ -875,6 +1039,8 @@ class Database:
         with _new_folder(path) as partial:
             info = replace(self.info, format_version=FORMAT_VERSION)
             target = Database._create(partial, info)
+            if encoder := self._own_encoder():
+                shutil.copytree(encoder, partial / ENCODER_FOLDER)
             for start in range(0, len(records), BATCH):
                 part = records[start : start + BATCH]
                 latents = [
@@ -1005,7 +1171,9 @@ class Database:
         from chgdb.rows import describe_intake, describe_payload
 
         densities = [intake.density for intake in intakes]
-        latents = [self._codec.stored(latent) for latent in self._codec.encode(densities)]
+        latents = [
+            self._codec.stored(latent, self.info.latent) for latent in self._codec.encode(densities)
+        ]
         structures = [density.structure for density in densities]
         grids = [density.grid for density in densities]
         decoded = self._codec.decode(latents, structures, grids)

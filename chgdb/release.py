@@ -17,7 +17,10 @@ A value is taken if it can be one of a solid:
 from __future__ import annotations
 
 import csv
+import json
+import lzma
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +30,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chgdb.density import Structure
 from chgdb.elasticity import poisson_ratio, youngs_modulus
+from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError
-from chgdb.files import reason, shown
+from chgdb.files import compression_of, reason, shown
 from chgdb.query import canonical_formula
-from chgdb.schema import CRYSTAL_SYSTEMS, check_id
+from chgdb.schema import check_id
+from chgdb.symmetry import Symmetry, space_group
 
 __all__ = [
     "LATENT_SHAPE",
@@ -41,6 +47,7 @@ __all__ = [
     "ReleaseTable",
     "find_latents",
     "read_latent",
+    "read_structures",
     "read_table",
 ]
 
@@ -97,18 +104,14 @@ class Material:
         id: the material id.
         formula: as in the table.
         key: formula and space group as file names have them.
-        spacegroup: its number.
-        spacegroup_symbol: its Hermann-Mauguin symbol; None if the table has none.
-        crystal_system: that of the space group.
+        symmetry: that of the number of its space group.
         properties: those that are there and plausible, in the units of the schema.
     """
 
     id: str
     formula: str
     key: str
-    spacegroup: int
-    spacegroup_symbol: str | None
-    crystal_system: str
+    symmetry: Symmetry
     properties: dict[str, float]
 
 
@@ -200,30 +203,19 @@ def _material(row: Mapping[str, str], report: Callable[[Finding], None]) -> Mate
     def tell(kind: str, detail: str) -> None:
         report(Finding(kind, material_id, detail))
 
-    system = _system(int(number))
-    if not cells["crystal_system"]:
-        tell("no crystal_system", f"{system}, from the space group")
-    elif cells["crystal_system"].lower() != system:
-        tell(
-            "implausible crystal_system",
-            f"{cells['crystal_system']!r} of space group {number}, which is {system}",
-        )
-    symbol = cells["crystal_symbol"]
-    if not symbol:
-        tell("no spacegroup_symbol", "left empty")
-    return Material(
-        material_id,
-        formula,
-        cells["formula_sp"],
-        int(number),
-        symbol or None,
-        system,
-        _properties(cells, tell),
-    )
-
-
-def _system(number: int) -> str:
-    return next(name for name, last in CRYSTAL_SYSTEMS.items() if number <= last)
+    symmetry = space_group(int(number))
+    for column, known in (
+        ("crystal_system", symmetry.crystal_system),
+        ("crystal_symbol", symmetry.symbol),
+    ):
+        if not cells[column]:
+            tell(f"no {column}", f"{known}, from the number of the space group")
+        elif cells[column].lower() != known.lower():
+            tell(
+                f"implausible {column}",
+                f"{cells[column]!r}, but space group {number} is {known}, which is taken",
+            )
+    return Material(material_id, formula, cells["formula_sp"], symmetry, _properties(cells, tell))
 
 
 def _properties(cells: Mapping[str, str], tell: Callable[[str, str], None]) -> dict[str, float]:
@@ -270,6 +262,40 @@ def _implausible(values: Mapping[str, float]) -> list[tuple[str, str]]:
     )
     failed = {name: why for name, good, why in reversed(checks) if name in values and not good}
     return [(name, failed[name]) for name in _COLUMNS.values() if name in failed]
+
+
+# --- structures -------------------------------------------------------------------------------
+
+
+def read_structures(path: str | Path) -> tuple[dict[str, Structure], list[Finding]]:
+    """Crystal structures by material id, and what is wrong with others.
+
+    Args:
+        path: JSON, also compressed: a list of objects with `id`, `cell` (3, 3) rows in A,
+            `scaled_positions` (atom, 3) and `numbers` (atom), the atomic numbers.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+        if compression := compression_of(content[:8]):
+            content = compression.decompress(content)
+        items = json.loads(content)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{shown(path)}: not readable structures ({reason(error)})") from error
+    if not isinstance(items, list):
+        raise InputError(f"{shown(path)}: not a list of structures")
+    structures: dict[str, Structure] = {}
+    findings: list[Finding] = []
+    for number, item in enumerate(items):
+        try:
+            species = tuple(SYMBOLS[int(z) - 1] for z in item["numbers"] if int(z) > 0)
+            structure = Structure(item["cell"], species, item["scaled_positions"])
+            structures.setdefault(check_id(item["id"]), structure)
+        except (InputError, KeyError, IndexError, TypeError, ValueError) as error:
+            findings.append(Finding("bad structure", f"number {number}", reason(error)))
+    return structures, findings
 
 
 # --- the latents ------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ __all__ = [
     "ARRAYS_FOLDER",
     "COLUMNS",
     "CRYSTAL_SYSTEMS",
+    "ENCODER_FOLDER",
     "FEATURES",
     "FEATURES_FOLDER",
     "FORMAT",
@@ -49,6 +50,7 @@ FORMAT_VERSION = 3
 INFO_FILE = "chgdb.json"
 ARRAYS_FOLDER = "latents.zarr"
 TABLE_FOLDER = "materials"
+ENCODER_FOLDER = "encoder"
 FEATURES_FOLDER = "features"
 PREDICTIONS_FOLDER = "predictions"
 
@@ -305,7 +307,7 @@ class EncoderInfo:
     Attributes:
         id: name of the encoder.
         kind: "periodic" or "paper".
-        weights_sha256: hash of its weights file.
+        weights_sha256: hash of its weights file; empty as long as the weights are not known.
     """
 
     id: str

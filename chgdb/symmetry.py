@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "find_operations",
     "find_symmetry",
     "reduced_lattice",
+    "space_group",
     "standard_lattices",
 ]
 
@@ -60,6 +62,16 @@ def find_symmetry(structure: Structure, symprec: float = 0.01) -> Symmetry | Non
     if dataset is None:
         return None
     return Symmetry(dataset.number, dataset.international, _crystal_system(dataset.number))
+
+
+@cache
+def space_group(number: int) -> Symmetry:
+    """The space group of a number, 1 to 230, with the symbol of its standard setting."""
+    with _ASKING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        settings = (spglib.get_spacegroup_type(hall) for hall in range(1, 531))
+        first = next(found for found in settings if found and found.number == number)
+    return Symmetry(number, first.international_short, _crystal_system(number))
 
 
 def find_operations(structure: Structure, symprec: float) -> Operations:

@@ -28,6 +28,7 @@ __all__ = [
     "MODEL_FORMAT_VERSION",
     "WEIGHTS_FILE",
     "EncoderConfig",
+    "check_encodes",
     "load_config",
     "load_tensors",
     "packed",
@@ -132,6 +133,19 @@ def _whole_numbers(values: object, shortest: int, longest: int, low: int, high: 
         and shortest <= len(values) <= longest
         and all(type(value) is int and low <= value <= high for value in values)
     )
+
+
+def check_encodes(config: EncoderConfig) -> None:
+    """Whether there is more than a decoder.
+
+    Raises:
+        ModelError: only the weights of the decoder are known.
+    """
+    if config.decoder_only:
+        raise ModelError(
+            f"{config.id}: the weights of the encoder are not known, only those of its decoder: "
+            "chgdb import-release DIR --table CSV --encoder WEIGHTS.h5 brings them"
+        )
 
 
 def load_config(folder: str | Path) -> EncoderConfig:

@@ -32,7 +32,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "figures",
         "system_inputs",
         "filters",
-        "release",
     ),
     (
         "codec",
@@ -48,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "system_models",
         "descriptors",
         "rows",
+        "release",
     ),
     ("crystal", "similarity", "systems", "features", "inputs"),
     ("archive", "derived", "evaluation", "properties"),

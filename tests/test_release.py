@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
+import json
+import lzma
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,10 @@ from chgdb.release import (
     ReleaseTable,
     find_latents,
     read_latent,
+    read_structures,
     read_table,
 )
+from chgdb.symmetry import Symmetry
 
 SILICON = {
     "material_id": "mp-149",
@@ -42,6 +47,7 @@ SILICON = {
     "formula_sp": "Si_227",
     "formation_energy_per_atom": "-4.63",
 }
+DIAMOND = Symmetry(227, "Fd-3m", "cubic")
 LATENT: NDArray[np.float32] = np.arange(16**4, dtype=np.float32).reshape(
     16, 16, 16, 16
 ) / np.float32(8)
@@ -75,7 +81,7 @@ def test_a_row(tmp_path: Path) -> None:
         "debye_temperature": 642.1,
         "cohesive_energy": -4.63,
     }
-    material = Material("mp-149", "Si", "Si_227", 227, "Fd-3m", "cubic", properties)
+    material = Material("mp-149", "Si", "Si_227", DIAMOND, properties)
     assert content == ReleaseTable([material], [], 1)
 
 
@@ -84,14 +90,13 @@ def test_gaps_are_told_and_left_empty(tmp_path: Path) -> None:
     content = read(tmp_path, dict.fromkeys(gaps, ""))
     assert [finding.kind for finding in content.findings] == [
         "no crystal_system",
-        "no spacegroup_symbol",
+        "no crystal_symbol",
         "no debye_temperature",
         "no cohesive_energy",
     ]
     assert {finding.subject for finding in content.findings} == {"mp-149"}
     (material,) = content.materials
-    assert material.crystal_system == "cubic"  # of space group 227
-    assert material.spacegroup_symbol is None
+    assert material.symmetry == DIAMOND  # of space group 227
     assert material.properties.keys() == {
         "bulk_modulus",
         "shear_modulus",
@@ -119,6 +124,7 @@ def test_gaps_are_told_and_left_empty(tmp_path: Path) -> None:
         ("shear_hill", "inf", {"shear_modulus"}),
         ("shear_hill", "60", {"youngs_modulus", "poisson_ratio"}),
         ("crystal_system", "Hexagonal", {"crystal_system"}),
+        ("crystal_symbol", "Fd-3c", {"crystal_symbol"}),
     ],
 )
 def test_what_cannot_be_is_told_and_left_empty(
@@ -127,7 +133,7 @@ def test_what_cannot_be_is_told_and_left_empty(
     content = read(tmp_path, {column: value})
     assert {finding.kind for finding in content.findings} == {f"implausible {k}" for k in kinds}
     assert content.materials[0].properties.keys().isdisjoint(kinds)
-    assert content.materials[0].crystal_system == "cubic"
+    assert content.materials[0].symmetry == DIAMOND
 
 
 @given(k=st.floats(0.1, 500), g=st.floats(0.1, 500))
@@ -203,7 +209,7 @@ def test_the_real_table(shared: Path) -> None:
     assert len(content.materials) == content.n_rows == 6059
     assert Counter(finding.kind for finding in content.findings) == {
         "no crystal_system": 1156,
-        "no spacegroup_symbol": 1156,
+        "no crystal_symbol": 1156,
         "no debye_temperature": 1156,
         "no cohesive_energy": 198,
         "implausible youngs_modulus": 37,
@@ -212,11 +218,50 @@ def test_the_real_table(shared: Path) -> None:
     }
 
 
+# --- structures -------------------------------------------------------------------------------
+
+CELL = [[0, 2.7, 2.7], [2.7, 0, 2.7], [2.7, 2.7, 0]]
+ATOMS = {"cell": CELL, "scaled_positions": [[0, 0, 0], [0.25, 0.25, 0.25]], "numbers": [14, 14]}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_structures(tmp_path: Path, suffix: str) -> None:
+    bad = [
+        {**ATOMS, "id": "../x"},
+        {**ATOMS, "id": "mp-1", "numbers": [14, 999]},
+        {**ATOMS, "id": "mp-1", "numbers": [14, -1]},
+        {**ATOMS, "id": "mp-1", "numbers": [14]},
+        {**ATOMS, "id": "mp-1", "cell": [[0, 0, 0]] * 3},
+        {**ATOMS, "id": "mp-1", "scaled_positions": [[0, 0, "x"]] * 2},
+        {"id": "mp-1"},
+        [],
+        None,
+    ]
+    content = json.dumps([{**ATOMS, "id": "mp-149", "formula": "Si2"}, *bad]).encode()
+    if suffix:
+        content = gzip.compress(content) if suffix == ".gz" else lzma.compress(content)
+    (tmp_path / f"s.json{suffix}").write_bytes(content)
+    structures, findings = read_structures(tmp_path / f"s.json{suffix}")
+    assert structures.keys() == {"mp-149"}
+    assert structures["mp-149"].species == ("Si", "Si")
+    assert [finding.subject for finding in findings] == [f"number {i}" for i in range(1, 10)]
+    assert {finding.kind for finding in findings} == {"bad structure"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[" * 10**5, b"\x1f\x8b", b"\xfd7zXZ\x00", b"\xff"]
+)
+def test_no_structures(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "s.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"s\.json: not"):
+        read_structures(tmp_path / "s.json")
+
+
 # --- the latents ------------------------------------------------------------------------------
 
 
 def materials(*keys: str) -> list[Material]:
-    return [Material(f"mp-{i}", "", key, 1, None, "", {}) for i, key in enumerate(keys)]
+    return [Material(f"mp-{i}", "", key, DIAMOND, {}) for i, key in enumerate(keys)]
 
 
 def test_missing_and_extra_files(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ from ase.build import bulk
 from ase.spacegroup import crystal
 
 from chgdb.density import Structure
-from chgdb.symmetry import Symmetry, find_symmetry, reduced_lattice, standard_lattices
+from chgdb.symmetry import (
+    Symmetry,
+    find_symmetry,
+    reduced_lattice,
+    space_group,
+    standard_lattices,
+)
 
 SHARED = Path(__file__).parents[2] / "shared"
 TRICLINIC = [3.0, 4.0, 5.0, 80.0, 95.0, 107.0]
@@ -148,3 +154,10 @@ def test_a_reduced_lattice_is_the_same_lattice() -> None:
     np.testing.assert_allclose(turn, np.rint(turn), atol=1e-9)
     assert abs(np.linalg.det(turn)) == pytest.approx(1)
     assert np.linalg.norm(reduced, axis=1).sum() < np.linalg.norm(lattice, axis=1).sum()
+
+
+def test_a_space_group_by_its_number() -> None:
+    assert space_group(227) == Symmetry(227, "Fd-3m", "cubic")
+    assert space_group(194) == Symmetry(194, "P6_3/mmc", "hexagonal")
+    assert space_group(5).symbol == "C2"
+    assert [space_group(number).number for number in range(1, 231)] == list(range(1, 231))
