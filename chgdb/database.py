@@ -974,6 +974,7 @@ class Database:
         self,
         materials: Mapping[str, Mapping[str, Any]],
         latents: Mapping[str, NDArray[np.float32]],
+        sources: Mapping[str, Mapping[str, Any]],
         structures: Mapping[str, Structure] | None = None,
     ) -> ImportReport:
         """Store latents that came without their densities, all at once.
@@ -982,8 +983,9 @@ class Database:
         latent is left alone.
 
         Args:
-            materials: by id, `formula`, `work_grid_a` to `work_grid_c` and any other columns.
+            materials: by id, `formula` and properties in the units of the schema.
             latents: by id, float32 of the shape that the store has.
+            sources: by id, `source`, `work_grid_a` to `work_grid_c` and any other columns.
             structures: by id, as far as they are known.
 
         Raises:
@@ -1003,7 +1005,7 @@ class Database:
                 except InputError as error:
                     report.failed.append((id_, str(error)))
                 else:
-                    rows[id_] = {**known.get(id_, {}), **row}
+                    rows[id_] = {**known.get(id_, {}), **row, **sources[id_]}
             if rows:
                 values = [latents[id_] for id_ in rows]
                 self._commit(list(rows.values()), values, [b""] * len(rows), replacing=True)

@@ -244,7 +244,8 @@ def _import(
     report: ReleaseReport,
 ) -> None:
     """Read and store the latents of some materials, with the structures that are theirs."""
-    rows: dict[str, dict[str, Any]] = {}
+    materials: dict[str, dict[str, Any]] = {}
+    sources: dict[str, dict[str, Any]] = {}
     values: dict[str, NDArray[np.float32]] = {}
     theirs: dict[str, Structure] = {}
     for material, path in part:
@@ -257,8 +258,8 @@ def _import(
             report.findings.append(Finding("other structure", material.id, why))
         elif material.id in structures:
             theirs[material.id] = structures[material.id]
-        rows[material.id] = {
-            "formula": material.formula,
+        materials[material.id] = {"formula": material.formula, **material.properties}
+        sources[material.id] = {
             "spacegroup": material.symmetry.number,
             "spacegroup_symbol": material.symmetry.symbol,
             "crystal_system": material.symmetry.crystal_system,
@@ -267,9 +268,8 @@ def _import(
             "source_file": path.name,
             "source_sha256": file_sha256(path),
             **{f"work_grid_{axis}": LATENT_BOX for axis in "abc"},
-            **material.properties,
         }
-    done = database.import_latents(rows, values, theirs)
+    done = database.import_latents(materials, values, sources, theirs)
     report.imported += [*done.added, *done.updated]
     report.findings += [Finding("refused", name, why) for name, why in done.failed]
 
