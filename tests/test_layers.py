@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "chgdb"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "elements", "nets", "property_nets", "perceptron"),
-    ("files", "density", "query", "entropy", "library", "elasticity", "scores"),
-    ("schema", "chgcar", "grid", "stars", "composition"),
+    ("errors", "units", "elements", "nets", "property_nets", "perceptron", "places"),
+    ("files", "ranges", "density", "query", "entropy", "library", "elasticity", "scores"),
+    ("schema", "lock", "chgcar", "grid", "stars", "composition"),
     (
         "arrays",
         "parquet",
