@@ -840,7 +840,7 @@ class Database:
         """
         report = ImportReport()
         for part in _batches(list(materials), _MATERIALS):
-            with self._writing():
+            with self._writing() as confirm:
                 known = {row["id"]: row for row in self._table.select(any_of("id", part), part)}
                 fresh: list[dict[str, Any]] = []
                 changes: dict[str, dict[str, Any]] = {}
@@ -856,7 +856,8 @@ class Database:
                         changes[id_] = row
                 self._table.update(changes)
                 if fresh:
-                    self._commit(fresh, [None] * len(fresh), [b""] * len(fresh), replacing=False)
+                    none = [None] * len(fresh)
+                    self._commit(fresh, none, [b""] * len(fresh), confirm, replacing=False)
             report.added += [row["id"] for row in fresh]
             report.updated += changes
             if progress:
@@ -871,9 +872,10 @@ class Database:
             StoreError: the store cannot be written.
         """
         ids = list(dict.fromkeys(_ids(ids)))
-        with self._writing():
+        with self._writing() as confirm:
             rows = [record.row["row"] for record in self.get(ids)]
             self._derived.forget(ids)
+            confirm()
             self._table.remove(ids)
             self._writable_arrays().erase(rows)
 
