@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -294,7 +295,7 @@ class Database:
         """Where the store is: an absolute path, or one in a bucket."""
         self.device = device
         self.info = StoreInfo.load(self.place)
-        self._fetched: tempfile.TemporaryDirectory[str] | None = None
+        self._fetched: Path | None = None
         self._table = Table(self.place / TABLE_FOLDER)
         self._derived = Derived(self.place, self._table)
         self._predictor = Predictor(
@@ -671,17 +672,16 @@ class Database:
         if not isinstance(folder, RemotePath):
             return folder if folder.exists() else None
         if self._fetched is None:
-            self._fetched = tempfile.TemporaryDirectory(prefix="chgdb-")
+            self._fetched = Path(tempfile.mkdtemp(prefix="chgdb-"))
+            weakref.finalize(self, shutil.rmtree, self._fetched, ignore_errors=True)
             try:
                 for name in (CONFIG_FILE, WEIGHTS_FILE):
-                    content = (folder / name).read_bytes()
-                    (Path(self._fetched.name) / name).write_bytes(content)
+                    (self._fetched / name).write_bytes((folder / name).read_bytes())
             except FileNotFoundError:
                 pass
             except OSError as error:
                 raise StoreError(f"{folder}: cannot be read ({reason(error)})") from error
-        fetched = Path(self._fetched.name)
-        return fetched if (fetched / WEIGHTS_FILE).exists() else None
+        return self._fetched if (self._fetched / WEIGHTS_FILE).exists() else None
 
     def keep_encoder(self, config: EncoderConfig, tensors: Mapping[str, Tensor]) -> None:
         """Put the encoder of the latents into the store itself, from where it is read first.
