@@ -18,13 +18,15 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 from zarr.abc.codec import BytesBytesCodec
+from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ObjectStore
 
 from chgdb.density import Grid
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
-from chgdb.files import PARTIAL_SUFFIX, reason, replace_file, sync_folder
+from chgdb.files import place, reason, remove_partials, replace_file, sync_folder
+from chgdb.places import Place, RemotePath, as_os_error
 from chgdb.schema import (
     LatentStorage,
     check_id,
@@ -124,6 +126,13 @@ class _DurableStore(LocalStore):
             await self.set(key, value)
 
 
+def _store(path: Place, *, read_only: bool = False) -> Store:
+    """Where Zarr keeps its files; of an object it asks for the ranges that it needs."""
+    if isinstance(path, RemotePath):
+        return ObjectStore(path.client(within=True), read_only=read_only)
+    return _DurableStore(path, read_only=read_only)
+
+
 def _put(path: Path, content: bytes) -> None:
     missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +156,7 @@ class LatentArrays:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         group: zarr.Group,
         storage: LatentStorage,
         n_rows: int,
@@ -161,7 +170,7 @@ class LatentArrays:
 
     @classmethod
     def create(
-        cls, path: str | Path, storage: LatentStorage, attrs: Mapping[str, str]
+        cls, path: str | Place, storage: LatentStorage, attrs: Mapping[str, str]
     ) -> LatentArrays:
         """A new group without rows, open for writing.
 
@@ -173,26 +182,26 @@ class LatentArrays:
         Raises:
             StoreError: the folder is there already, or cannot be written.
         """
-        path = Path(path)
+        path = place(path)
         if path.exists():
             raise StoreError(f"{path}: exists already")
         with _mapped(path):
-            group = zarr.create_group(_DurableStore(path), zarr_format=3, attributes=dict(attrs))
+            group = zarr.create_group(_store(path), zarr_format=3, attributes=dict(attrs))
             _create_arrays(group, storage)
             _commit(path, 0, 0)
         return cls.open(path, writable=True)
 
     @classmethod
-    def open(cls, path: str | Path, *, writable: bool = False) -> LatentArrays:
+    def open(cls, path: str | Place, *, writable: bool = False) -> LatentArrays:
         """An existing group.
 
         Raises:
             StoreError: it is missing or damaged.
         """
-        path = Path(path)
+        path = place(path)
         with _mapped(path):
-            store = _DurableStore(path, read_only=not writable)
-            committed = zarr.open_group(store, mode="r", use_consolidated=True)
+            store = _store(path, read_only=not writable)
+            committed = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
             has_payloads = _PAYLOAD in committed
             names = (*_ARRAYS, *_PAYLOAD_ROWS) if has_payloads else _ARRAYS
             arrays = {name: _array(committed, name) for name in names}
@@ -208,9 +217,8 @@ class LatentArrays:
             if writable:
                 if not has_payloads:
                     raise StoreError(f"{path}: of format version 1, which is only read")
-                for leftover in path.rglob(f".*{PARTIAL_SUFFIX}"):
-                    leftover.unlink(missing_ok=True)
-                committed = zarr.open_group(store, mode="r+", use_consolidated=False)
+                remove_partials(path, below=True)
+                committed = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
         return cls(path, committed, storage, n_rows, n_bytes)
 
     def write(
@@ -462,7 +470,7 @@ def _create_arrays(group: zarr.Group, storage: LatentStorage) -> None:
     )
 
 
-def _commit(path: Path, n_rows: int, n_bytes: int) -> None:
+def _commit(path: Place, n_rows: int, n_bytes: int) -> None:
     """Tell readers the number of rows and bytes, with one rename of the group's metadata."""
     root = json.loads((path / _METADATA).read_text(encoding="utf-8"))
     arrays = {}
@@ -494,7 +502,7 @@ def _grid(values: NDArray[Any]) -> Grid:
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[None]:
+def _mapped(path: Place) -> Iterator[None]:
     """Whatever Zarr, its codecs or the system raise, as one line that names the arrays."""
     try:
         yield
@@ -505,4 +513,9 @@ def _mapped(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read or written ({reason(error)})") from error
     except Exception as error:
-        raise StoreError(f"{path}: damaged or unreadable ({reason(error)})") from error
+        what = (
+            "cannot be read or written"
+            if (known := as_os_error(error))
+            else "damaged or unreadable"
+        )
+        raise StoreError(f"{path}: {what} ({reason(known or error)})") from error

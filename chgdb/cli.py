@@ -55,10 +55,10 @@ app.add_typer(train_app, name="train")
 # ---------------------------------------------------------------------- options
 
 Store = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--store",
-        metavar="DIR",
+        metavar="DIR|s3://...",
         help="The store; else $CHGDB_STORE, ./store, or the one shipped with chgdb.",
         show_default=False,
     ),
@@ -247,7 +247,7 @@ def _root(
     """A database of electronic charge densities that fits on a laptop."""
 
 
-def _open(store: Path | None, device: str = "auto") -> Database:
+def _open(store: str | None, device: str = "auto") -> Database:
     from chgdb.database import Database
 
     return Database(store, device=device)
@@ -516,7 +516,7 @@ def compare(
     )
 
 
-def _load(name: str, source: Source | None, store: Path | None, device: str) -> ChargeDensity:
+def _load(name: str, source: Source | None, store: str | None, device: str) -> ChargeDensity:
     """A density from a file, or else from the store."""
     from chgdb.formats import read_density
 
@@ -663,7 +663,9 @@ def similar(
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    path: Annotated[
+        str, typer.Argument(metavar="DIR|s3://...", help="A new folder, or a prefix in a bucket.")
+    ],
     encoder: Annotated[
         str, typer.Option(metavar="ID", help="The encoder its latents come from.")
     ] = DEFAULT_ENCODER,
@@ -884,9 +886,10 @@ def remove(ids: Ids, store: Store = None) -> None:
 @app.command()
 def export(
     target: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A table (.csv, .json, .parquet), structures (.extxyz), or a folder: a new store."
+            help="A table (.csv, .json, .parquet), structures (.extxyz), or a new store: a folder, "
+            "or s3://BUCKET/PREFIX."
         ),
     ],
     formula: Formula = None,
@@ -1114,8 +1117,10 @@ def evaluate(
 
 _EXTRAS = {
     "h5py": "release",
+    "fsspec": "s3",
     "lightgbm": "ml",
     "matplotlib": "plot",
+    "obstore": "s3",
     "optuna": "ml",
     "pydemi": "ml",
     "safetensors": "ml",

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chgdb.errors import InputError, StoreError
-from chgdb.files import PARTIAL_SUFFIX, reason, sync_folder
+from chgdb.files import place, reason, remove_partials, sync_folder
 from chgdb.parquet import Relation, all_rows, frame_of, quoted, relation_of, run, write_frame
+from chgdb.places import Place
 from chgdb.schema import FORMAT_VERSION, Column
 
 if TYPE_CHECKING:
@@ -39,28 +40,29 @@ class Collection:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Place,
         key: Sequence[str],
         columns: Callable[[], Mapping[str, Column]],
     ) -> None:
-        self.folder = Path(folder).absolute()
+        self.folder = place(folder)
         self._key = tuple(key)
         self._columns = columns
 
     @property
-    def parts(self) -> list[Path]:
+    def parts(self) -> list[Place]:
         """The files that hold rows, the oldest first; none where there is no folder.
 
         Raises:
             StoreError: the folder cannot be read.
         """
         try:
-            paths = [path for path in self.folder.iterdir() if _PART_NAME.fullmatch(path.name)]
+            found: Iterable[Place] = self.folder.iterdir()
+            parts = [path for path in found if _PART_NAME.fullmatch(path.name)]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise StoreError(f"{self.folder}: cannot be read ({reason(error)})") from error
-        return sorted(paths)
+        return sorted(parts, key=lambda path: path.name)
 
     def relation(self, columns: Iterable[Column]) -> Relation:
         """The newest row of every key with some columns, among which is the key."""
@@ -121,7 +123,10 @@ class Collection:
         Raises:
             StoreError: a part cannot be read or written.
         """
-        self._unlink(self.folder.glob(f".*{PARTIAL_SUFFIX}"))
+        try:
+            remove_partials(self.folder)
+        except OSError as error:
+            raise StoreError(f"{self.folder}: cannot be written ({reason(error)})") from error
         if len(self.parts) > _MANY_PARTS:
             self.compact()
 
@@ -142,12 +147,12 @@ class Collection:
 
     # ------------------------------------------------------------------ inside
 
-    def _next(self) -> Path:
+    def _next(self) -> Place:
         """A part after all that are there."""
         parts = self.parts
         return self.folder / f"{int(parts[-1].stem) + 1 if parts else 0:09d}.parquet"
 
-    def _newest(self, columns: Iterable[Column], parts: Sequence[Path]) -> Relation:
+    def _newest(self, columns: Iterable[Column], parts: Sequence[Place]) -> Relation:
         columns = list(columns)
         if len(parts) < 2:
             return relation_of(columns, parts)
@@ -162,17 +167,17 @@ class Collection:
         columns = self._columns().values()
         return frame_of([c.name for c in columns], [c.type for c in columns], values)
 
-    def _write(self, path: Path, frame: pd.DataFrame) -> None:
+    def _write(self, path: Place, frame: pd.DataFrame) -> None:
         units = {column.name: column.unit for column in self._columns().values()}
         try:
-            if not self.folder.exists():
+            if isinstance(self.folder, Path) and not self.folder.exists():
                 self.folder.mkdir()
                 sync_folder(self.folder.parent)
         except OSError as error:
             raise StoreError(f"{self.folder}: cannot be made ({reason(error)})") from error
         write_frame(path, frame, units, FORMAT_VERSION)
 
-    def _unlink(self, paths: Iterable[Path]) -> None:
+    def _unlink(self, paths: Iterable[Place]) -> None:
         try:
             for path in paths:
                 path.unlink(missing_ok=True)

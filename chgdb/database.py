@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,9 +31,11 @@ from chgdb.errors import (
     UnknownIdError,
 )
 from chgdb.export import known_properties, structure_of
-from chgdb.files import PARTIAL_SUFFIX, reason, replace_file, shown
+from chgdb.files import PARTIAL_SUFFIX, place, reason, replace_file, shown
 from chgdb.filters import Filters, Range, column_named, columns_named, condition_of
+from chgdb.lock import writer_lock
 from chgdb.parquet import any_of
+from chgdb.places import Place, RemotePath
 from chgdb.predicting import Predictor, PredictReport
 from chgdb.resources import DEFAULT_ENCODER, find_model, find_store, is_shipped
 from chgdb.schema import (
@@ -50,6 +54,8 @@ from chgdb.schema import (
 )
 from chgdb.table import Selection, Table
 from chgdb.weights import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
     EncoderConfig,
     check_encodes,
     load_config,
@@ -275,7 +281,8 @@ class Database:
     Any number of processes may read while one writes; writers wait for each other.
 
     Args:
-        path: folder of the store; None looks for one as `chgdb.resources` says.
+        path: folder of the store, or s3://BUCKET/PREFIX; None looks for one as `chgdb.resources`
+            says.
         device: where the encoder runs: "auto", "cpu" or "cuda".
 
     Raises:
@@ -283,24 +290,37 @@ class Database:
         FormatVersionError: a newer chgdb made the store.
     """
 
-    def __init__(self, path: str | Path | None = None, *, device: str = "auto") -> None:
-        self.path = find_store(path)
+    def __init__(self, path: str | Place | None = None, *, device: str = "auto") -> None:
+        self.place = find_store(path)
+        """Where the store is: an absolute path, or one in a bucket."""
         self.device = device
-        self.info = StoreInfo.load(self.path)
-        self._table = Table(self.path / TABLE_FOLDER)
-        self._derived = Derived(self.path, self._table)
+        self.info = StoreInfo.load(self.place)
+        self._fetched: Path | None = None
+        self._table = Table(self.place / TABLE_FOLDER)
+        self._derived = Derived(self.place, self._table)
         self._predictor = Predictor(
-            self.path,
+            self.place,
             self._table,
             self._derived,
             decode=lambda row: self._from_payload(Record(self, row), None),
             writing=lambda wait: self._writing(wait=wait),
         )
 
+    @property
+    def path(self) -> Path:
+        """The folder of the store.
+
+        Raises:
+            StoreError: it is in a bucket; `place` says where.
+        """
+        if isinstance(self.place, RemotePath):
+            raise StoreError(f"{self.place}: is not a folder")
+        return self.place
+
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: str | Place,
         *,
         encoder: str = DEFAULT_ENCODER,
         attribution: str = "",
@@ -309,7 +329,7 @@ class Database:
         """A new, empty store for the latents of one encoder.
 
         Args:
-            path: a folder that does not exist or is empty.
+            path: a folder that does not exist or is empty, or s3://BUCKET/PREFIX.
             encoder: id of the encoder.
             attribution: who made the data that will be in it, under which licence.
             device: where the encoder runs.
@@ -328,7 +348,7 @@ class Database:
         return cls.create_for(path, info, device=device)
 
     @classmethod
-    def create_for(cls, path: str | Path, info: StoreInfo, *, device: str = "auto") -> Database:
+    def create_for(cls, path: str | Place, info: StoreInfo, *, device: str = "auto") -> Database:
         """A new, empty store that `info` describes.
 
         Args:
@@ -386,7 +406,7 @@ class Database:
             missing = next(id_ for id_ in ids if id_ not in known)
             near = get_close_matches(missing, self._table.near(missing, 64), n=3)
             hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise UnknownIdError(f"no record {missing!r} in {shown(self.path)}{hint}") from None
+            raise UnknownIdError(f"no record {missing!r} in {shown(self.place)}{hint}") from None
 
     def summary(self) -> dict[str, Any]:
         """What the store holds, for people: "records", "encoder", "size on disk (MB)", ..."""
@@ -394,7 +414,7 @@ class Database:
         sha256 = self.info.encoder.weights_sha256
         sources = {name: found.pop(name) for name in _SOURCE_COUNTS}
         return {
-            "store": str(self.path),
+            "store": str(self.place),
             "format version": self.info.format_version,
             "records": found.pop("records"),
             **{name: count for name, count in sources.items() if count or name == "densities, dft"},
@@ -402,7 +422,7 @@ class Database:
             "latent": f"{self.info.latent.shape}, {self.info.latent.dtype}",
             **found,
             **self._derived_summary(),
-            "size on disk (MB)": _size(self.path) / 1e6,
+            "size on disk (MB)": _size(self.place) / 1e6,
             "attribution": self.info.attribution or None,
             "created by": self.info.created_by,
         }
@@ -597,7 +617,7 @@ class Database:
 
         stored = self._arrays.read(row["row"], row["id"])
         if not stored.values.any():
-            raise StoreError(f"{shown(self.path)}: the latent of {row['id']} is missing")
+            raise StoreError(f"{shown(self.place)}: the latent of {row['id']} is missing")
         return Latent(stored.values, stored.work_grid, stored.n_electrons)
 
     @cached_property
@@ -605,7 +625,7 @@ class Database:
         """The arrays for reading; they look again at the disk when a row is not there."""
         from chgdb.arrays import LatentArrays
 
-        return LatentArrays.open(self.path / ARRAYS_FOLDER)
+        return LatentArrays.open(self.place / ARRAYS_FOLDER)
 
     @cached_property
     def _codec(self) -> Codec:
@@ -625,8 +645,8 @@ class Database:
         Raises:
             ModelError: it is damaged, or not the one that the store names.
         """
-        folder = self.path / ENCODER_FOLDER
-        if not folder.exists():
+        folder = self._encoder_folder
+        if folder is None:
             return None
         config, encoder = load_config(folder), self.info.encoder
         if (config.id, config.weights_sha256) != (encoder.id, encoder.weights_sha256):
@@ -642,8 +662,26 @@ class Database:
             ModelError: they are damaged.
             MissingExtraError: torch is not installed.
         """
-        folder = self.path / ENCODER_FOLDER
-        return load_tensors(folder, load_config(folder)) if folder.exists() else {}
+        folder = self._encoder_folder
+        return load_tensors(folder, load_config(folder)) if folder else {}
+
+    @property
+    def _encoder_folder(self) -> Path | None:
+        """The folder of the encoder that the store holds, brought here from a bucket."""
+        folder = self.place / ENCODER_FOLDER
+        if not isinstance(folder, RemotePath):
+            return folder if folder.exists() else None
+        if self._fetched is None:
+            self._fetched = Path(tempfile.mkdtemp(prefix="chgdb-"))
+            weakref.finalize(self, shutil.rmtree, self._fetched, ignore_errors=True)
+            try:
+                for name in (CONFIG_FILE, WEIGHTS_FILE):
+                    (self._fetched / name).write_bytes((folder / name).read_bytes())
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise StoreError(f"{folder}: cannot be read ({reason(error)})") from error
+        return self._fetched if (self._fetched / WEIGHTS_FILE).exists() else None
 
     def keep_encoder(self, config: EncoderConfig, tensors: Mapping[str, Tensor]) -> None:
         """Put the encoder of the latents into the store itself, from where it is read first.
@@ -942,7 +980,7 @@ class Database:
         """
         report = ImportReport()
         for part in _batches(list(materials), _MATERIALS):
-            with self._writing():
+            with self._writing() as confirm:
                 known = {row["id"]: row for row in self._table.select(any_of("id", part), part)}
                 fresh: list[dict[str, Any]] = []
                 changes: dict[str, dict[str, Any]] = {}
@@ -958,7 +996,8 @@ class Database:
                         changes[id_] = row
                 self._table.update(changes)
                 if fresh:
-                    self._commit(fresh, [None] * len(fresh), [b""] * len(fresh), replacing=False)
+                    none = [None] * len(fresh)
+                    self._commit(fresh, none, [b""] * len(fresh), confirm, replacing=False)
             report.added += [row["id"] for row in fresh]
             report.updated += changes
             if progress:
@@ -1021,13 +1060,14 @@ class Database:
             StoreError: the store cannot be written.
         """
         ids = list(dict.fromkeys(_ids(ids)))
-        with self._writing():
+        with self._writing() as confirm:
             rows = [record.row["row"] for record in self.get(ids)]
             self._derived.forget(ids)
+            confirm()
             self._table.remove(ids)
             self._writable_arrays().erase(rows)
 
-    def copy(self, path: str | Path, ids: Sequence[str] | None = None) -> Database:
+    def copy(self, path: str | Place, ids: Sequence[str] | None = None) -> Database:
         """A new store with some of the records (None: all), bit for bit; whole or not at all.
 
         It has the newest format; a record without a payload stays without. Features and
@@ -1056,12 +1096,13 @@ class Database:
             self._derived.copy_to(target._derived, None if len(copied) == len(self) else copied)
         return Database(path, device=self.device)
 
-    def export(self, target: str | Path, **filters: Unpack[Filters]) -> int:
+    def export(self, target: str | Place, **filters: Unpack[Filters]) -> int:
         """Write the records that fit, all or nothing; the suffix of the target says how.
 
         Args:
             target: `.csv`, `.json` and `.parquet` are tables, `.extxyz` has structures with their
-                properties (ASE), and a name without suffix becomes a new store.
+                properties (ASE), and a name without suffix, or s3://BUCKET/PREFIX, becomes a new
+                store.
             **filters: as of `select`; `columns` are those of a table.
 
         Returns:
@@ -1074,12 +1115,12 @@ class Database:
         """
         from chgdb.export import check_target, write_selection
 
-        path = Path(target)
-        is_file = check_target(path)
-        if not is_file or path.suffix.lower() == ".extxyz":
+        path = place(target)
+        is_file = isinstance(path, Path) and check_target(path)
+        if not is_file or Path(path.name).suffix.lower() == ".extxyz":
             filters["columns"] = None
         selection = self.select(**filters)
-        if is_file:
+        if is_file and isinstance(path, Path):
             write_selection(path, selection)
         else:
             self.copy(path, [row["id"] for row in selection])
@@ -1098,7 +1139,7 @@ class Database:
         encoded = {item.intake.id: item for item in self._encode_or_report(chosen, report)}
         if not encoded:
             return
-        with self._writing():
+        with self._writing() as confirm:
             # Another process may have added the same id while this one was encoding.
             intakes = [intake for intake in chosen if intake.id in encoded]
             free = self._without_conflicts(intakes, tolerance, on_conflict, report)
@@ -1110,7 +1151,7 @@ class Database:
             latents = [encoded[intake.id].values for intake in free]
             payloads = [intake.payload.data if intake.payload else b"" for intake in free]
             if rows:
-                self._commit(rows, latents, payloads, replacing=True)
+                self._commit(rows, latents, payloads, confirm, replacing=True)
         report.added += rows
 
     def _without_conflicts(
@@ -1201,6 +1242,7 @@ class Database:
         rows: Sequence[Mapping[str, Any]],
         latents: Sequence[NDArray[np.float32] | None],
         payloads: Sequence[bytes],
+        confirm: Callable[[], None] = lambda: None,
         *,
         replacing: bool,
     ) -> None:
@@ -1219,7 +1261,7 @@ class Database:
         start = self._table.next_row
         if old:
             self._derived.forget(ids)
-        _keep_library(self.path)
+        _keep_library(self.place)
         arrays = self._writable_arrays()
         blank = np.zeros(self.info.latent.shape, np.float32)
         dense = any(latent is not None for latent in latents)
@@ -1234,6 +1276,7 @@ class Database:
             [row.get("n_electrons") or 0.0 for row in rows],
             payloads,
         )
+        confirm()
         self._table.append(rows, start, replaces=replacing and bool(old))
         if old:
             arrays.erase([row for (row,) in old])
@@ -1241,37 +1284,24 @@ class Database:
     def _writable_arrays(self) -> LatentArrays:
         from chgdb.arrays import LatentArrays
 
-        return LatentArrays.open(self.path / ARRAYS_FOLDER, writable=True)
+        return LatentArrays.open(self.place / ARRAYS_FOLDER, writable=True)
 
     @contextmanager
-    def _writing(self, *, wait: bool = True) -> Iterator[None]:
-        """The lock of the store's one writer."""
-        from filelock import FileLock, Timeout
-
-        if is_shipped(self.path):
+    def _writing(self, *, wait: bool = True) -> Iterator[Callable[[], None]]:
+        """The lock of the store's one writer, as of `writer_lock`."""
+        if is_shipped(self.place):
             raise StoreError(
-                f"{self.path}: the store inside the package is read-only; make your own with: "
+                f"{self.place}: the store inside the package is read-only; make your own with: "
                 "chgdb init store, or: chgdb export store"
             )
-        path = shown(self.path)
+        path = shown(self.place)
         if (version := self.info.format_version) != FORMAT_VERSION:
             raise StoreError(
                 f"{path}: of format version {version}, which is only read; copy its records into a "
                 f"store that can be written: chgdb export NEW --store {path}"
             )
-        lock = FileLock(self.path / LOCK_FILE, timeout=LOCK_TIMEOUT if wait else 0.0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise StoreError(
-                f"{path}: another process has been writing for {LOCK_TIMEOUT:g} s; try again later"
-            ) from error
-        except (OSError, NotImplementedError) as error:
-            raise StoreError(f"{path}: cannot be written ({reason(error)})") from error
-        try:
-            yield
-        finally:
-            lock.release()
+        with writer_lock(self.place / LOCK_FILE, LOCK_TIMEOUT if wait else 0.0) as confirm:
+            yield confirm
 
 
 class _Met:
@@ -1351,7 +1381,7 @@ def _whole_payload(record: Record) -> bytes:
     return payload
 
 
-def _keep_library(store: Path) -> None:
+def _keep_library(store: Place) -> None:
     """Put the atom library of new payloads into a store: with it they can be read for ever.
 
     Raises:
@@ -1360,9 +1390,14 @@ def _keep_library(store: Path) -> None:
     from chgdb.library import LATEST, library_file, library_name
 
     path = store / library_name(LATEST)
-    if not path.exists():
+    try:
+        known = path.read_bytes()
+    except FileNotFoundError:
         replace_file(path, library_file(LATEST))
-    elif path.read_bytes() != library_file(LATEST):
+        return
+    except OSError as error:
+        raise StoreError(f"{shown(path)}: cannot be read ({reason(error)})") from error
+    if known != library_file(LATEST):
         raise StoreError(f"{shown(path)}: not the atom library of this name; remove it")
 
 
@@ -1378,26 +1413,52 @@ def _load_codec(folder: Path, device: str) -> Codec:
 
 
 @contextmanager
-def _new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill; it gets its name when the block ends well, and goes away otherwise."""
-    target = Path(path).absolute()
-    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+def _new_folder(path: str | Place) -> Iterator[Path]:
+    """A folder to fill; it gets its name when the block ends well, and goes away otherwise.
+
+    What goes into a bucket is made in a temporary folder; `chgdb.json`, which makes it a store, is
+    put there last.
+    """
+    target = place(path)
     try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise StoreError(f"{shown(path)}: exists and is not empty; name a new folder")
-        partial.mkdir(parents=True)
-        yield partial
-        partial.replace(target)
+        if isinstance(target, RemotePath):
+            with tempfile.TemporaryDirectory(prefix="chgdb-") as folder:
+                _check_empty(any(target.walk()), path)
+                yield Path(folder)
+                _upload(Path(folder), target)
+            return
+        _check_empty(target.exists() and (not target.is_dir() or any(target.iterdir())), path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            partial.replace(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise StoreError(f"{shown(path)}: cannot make a store here ({reason(error)})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _size(folder: Path) -> int:
-    """Bytes of the files in a folder; a writer may take one away meanwhile."""
+def _check_empty(occupied: bool, path: str | Place) -> None:
+    if occupied:
+        raise StoreError(f"{shown(path)}: exists and is not empty; name a new folder")
+
+
+def _upload(folder: Path, target: RemotePath) -> None:
+    """Put the files of a store into a bucket, the one that makes it a store last."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for file in sorted(files, key=lambda file: file == folder / INFO_FILE):
+        is_last = file == folder / INFO_FILE
+        path = target / file.relative_to(folder).as_posix()
+        path.write_bytes(file, expected="" if is_last else None)
+
+
+def _size(store: Place) -> int:
+    """Bytes of the files of a store; a writer may take one away meanwhile."""
+    if isinstance(store, RemotePath):
+        return sum(path.version.size for path in store.walk() if path.version)
     total = 0
-    for file in folder.rglob("*"):
+    for file in store.rglob("*"):
         try:
             total += file.stat().st_size if file.is_file() else 0
         except OSError:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chgdb.collection import Collection
 from chgdb.errors import InputError
 from chgdb.files import reason
 from chgdb.parquet import Relation, all_rows, any_of, quoted, read
+from chgdb.places import Place
 from chgdb.resources import DEFAULT_PROPERTY_MODEL
 from chgdb.schema import (
     FEATURES,
@@ -59,7 +59,7 @@ class Derived:
         table: its records.
     """
 
-    def __init__(self, store: Path, table: Table) -> None:
+    def __init__(self, store: Place, table: Table) -> None:
         self._store = store
         self._table = table
         self._features = Collection(store / FEATURES_FOLDER, ("id", "origin"), _feature_columns)

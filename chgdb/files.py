@@ -1,4 +1,7 @@
-"""Files, whatever they hold: compression, writing all or nothing, how messages name them."""
+"""Files, whatever they hold: compression, writing all or nothing, how messages name them.
+
+What belongs to a store may be an object of a bucket instead (`chgdb.places`).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import gzip
 import lzma
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from chgdb.errors import ChgdbError, InputError, StoreError
+from chgdb.errors import ChgdbError, InputError, MissingExtraError, StoreError
+from chgdb.places import SCHEME, Place, RemotePath
 
 __all__ = [
     "COMPRESSIONS",
@@ -21,7 +26,10 @@ __all__ = [
     "compression_of",
     "make_folder",
     "one_line",
+    "place",
     "reason",
+    "remove_partials",
+    "rename",
     "replace_file",
     "replacing",
     "shown",
@@ -63,6 +71,31 @@ def compression_of(head: bytes) -> Compression | None:
     return next((known for known in COMPRESSIONS if head.startswith(known.magic)), None)
 
 
+# --- places ---------------------------------------------------------------------------------
+
+
+def place(path: str | Place) -> Place:
+    """Where a store is: an absolute path, or a beginning of names in a bucket (`s3://...`).
+
+    Raises:
+        StoreError: it is neither.
+        MissingExtraError: it is in a bucket, and obstore is not installed.
+    """
+    if isinstance(path, RemotePath):
+        return path
+    text = str(path)
+    if not text.startswith(SCHEME):
+        if isinstance(path, str) and "://" in text:
+            raise StoreError(f"{shown(text)}: a store is a folder, or s3://BUCKET/PREFIX")
+        return Path(path).absolute()
+    try:
+        return RemotePath.of(text)
+    except ValueError as error:
+        raise StoreError(f"{shown(text)}: {error}") from error
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"a store at {SCHEME}...", "s3") from error
+
+
 # --- writing --------------------------------------------------------------------------------
 
 
@@ -95,20 +128,25 @@ def write_files(
 
 @contextmanager
 def replacing(
-    path: str | Path, error: type[ChgdbError] = InputError, *, durable: bool = False
+    path: str | Place, error: type[ChgdbError] = InputError, *, durable: bool = False
 ) -> Iterator[Path]:
     """The name of a file to make; it takes the place of `path` once the block ends well.
 
     Whatever happens, the old or the new content is at `path`, and nothing else is left.
 
     Args:
-        path: the file to replace or to create; a link is followed.
+        path: the file to replace or to create; a link is followed. An object of a bucket is made
+            in a temporary folder first.
         error: what a refusal of the system, also inside the block, is raised as.
         durable: bring content and name to the disk, so that a power failure changes nothing.
 
     Raises:
         ChgdbError: `error`, if the file cannot be written.
     """
+    if isinstance(path, RemotePath):
+        with _uploading(path, error) as partial:
+            yield partial
+        return
     try:
         target = Path(os.path.realpath(path))
         occupied = target.exists() and not target.is_file()
@@ -132,7 +170,18 @@ def replacing(
         raise
 
 
-def replace_file(path: Path, content: bytes) -> None:
+@contextmanager
+def _uploading(path: RemotePath, error: type[ChgdbError]) -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory(prefix="chgdb-") as folder:
+            partial = Path(folder) / path.name
+            yield partial
+            path.write_bytes(partial)
+    except OSError as problem:
+        raise error(f"{path}: cannot be written ({reason(problem)})") from problem
+
+
+def replace_file(path: Place, content: bytes) -> None:
     """Write a file of a store so that, whatever happens, its old or its new content is on the disk.
 
     Raises:
@@ -142,9 +191,34 @@ def replace_file(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
-def sync_folder(folder: Path) -> None:
+def remove_partials(folder: Place, *, below: bool = False) -> None:
+    """Remove what an interrupted writer left in a folder, or also `below` it.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    if isinstance(folder, RemotePath):
+        return  # an object is there when it is whole
+    pattern = f".*{PARTIAL_SUFFIX}"
+    for leftover in folder.rglob(pattern) if below else folder.glob(pattern):
+        leftover.unlink(missing_ok=True)
+
+
+def rename(path: Place, name: str) -> None:
+    """Give a file another name in its folder; an object is there with both for a moment.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    if isinstance(path, RemotePath):
+        path.replace(path.parent / name)
+    else:
+        path.replace(path.with_name(name))
+
+
+def sync_folder(folder: Place) -> None:
     """Bring renames in a folder to the disk, where the system can (Windows cannot)."""
-    if os.name == "nt":
+    if os.name == "nt" or isinstance(folder, RemotePath):
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -156,9 +230,9 @@ def sync_folder(folder: Path) -> None:
 # --- messages -------------------------------------------------------------------------------
 
 
-def shown(path: str | Path) -> str:
+def shown(path: str | Place) -> str:
     """A path as one printable line."""
-    text = os.fspath(path)
+    text = str(path)
     return text if text.isprintable() else ascii(text)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,7 @@ import duckdb
 
 from chgdb.errors import QueryError, StoreError
 from chgdb.files import reason, replacing
+from chgdb.places import Place, RemotePath
 from chgdb.schema import Column, ColumnType
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class Relation:
     """
 
     sql: str
-    paths: tuple[Path, ...] = ()
+    paths: tuple[Place, ...] = ()
 
 
 # ---------------------------------------------------------------------- reading
@@ -83,14 +85,14 @@ def quoted(name: str) -> str:
     return f'"{name}"'
 
 
-def files_of(paths: Sequence[Path], options: str = "") -> str:
+def files_of(paths: Sequence[Place], options: str = "") -> str:
     """SQL of all rows of some files, columns matched by name."""
     files = ", ".join(_text(str(path)) for path in paths)
     return f"read_parquet([{files}], union_by_name = true{options})"
 
 
 def relation_of(
-    columns: Iterable[Column], paths: Sequence[Path], options: str = "", keep: Sequence[str] = ()
+    columns: Iterable[Column], paths: Sequence[Place], options: str = "", keep: Sequence[str] = ()
 ) -> Relation:
     """The rows of some files: every column with its type, absent ones null, others left out.
 
@@ -120,7 +122,7 @@ def read(
     query: str,
     parameters: Sequence[Any],
     fetch: Callable[[duckdb.DuckDBPyConnection], T],
-    where: Path,
+    where: Place,
 ) -> T:
     """Run a query over one consistent state of the files.
 
@@ -164,7 +166,7 @@ def run(
     """
     parts = ", ".join(f"{name} AS ({relation.sql})" for name, relation in relations.items())
     paths = [path for relation in relations.values() for path in relation.paths]
-    with _connect(paths) as connection:
+    with _connected(paths) as connection:
         try:
             statements = connection.extract_statements(f"WITH {parts} {query}")
             if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
@@ -185,7 +187,7 @@ def copy_rows(
     relations: Mapping[str, Relation],
     query: str,
     parameters: Sequence[Any],
-    path: Path,
+    path: Place,
     metadata: Mapping[str, str],
 ) -> None:
     """Write what a SELECT finds to a file, without bringing the rows into Python.
@@ -204,7 +206,10 @@ def copy_rows(
     sources = [source for relation in relations.values() for source in relation.paths]
     pairs = ", ".join(f"{quoted(key)}: {_text(value)}" for key, value in metadata.items())
     options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP}"
-    with replacing(path, StoreError, durable=True) as partial, _connect([*sources, partial]) as db:
+    with (
+        replacing(path, StoreError, durable=True) as partial,
+        _connected([*sources, partial]) as db,
+    ):
         try:
             db.execute(
                 f"COPY (WITH {parts} {query}) TO {_text(str(partial))} "
@@ -222,32 +227,62 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _connect(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
-    """A database in memory that can reach the given files and nothing else."""
+@contextmanager
+def _connected(paths: Sequence[Place]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory that can reach the given files and nothing else.
+
+    Raises:
+        StoreError: a file in a bucket cannot be read.
+    """
     connection = duckdb.connect(":memory:", config={"threads": 1})
-    connection.execute("SET autoinstall_known_extensions = false")
-    connection.execute("SET autoload_known_extensions = false")
-    connection.execute("SET python_enable_replacements = false")
-    connection.execute("SET allowed_paths = ?", [[str(path) for path in paths]])
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
+    remote = [path for path in paths if isinstance(path, RemotePath)]
+    with connection, _registered(connection, remote):
+        connection.execute("SET autoinstall_known_extensions = false")
+        connection.execute("SET autoload_known_extensions = false")
+        connection.execute("SET python_enable_replacements = false")
+        connection.execute("SET allowed_paths = ?", [[str(path) for path in paths]])
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        yield connection
+
+
+@contextmanager
+def _registered(
+    connection: duckdb.DuckDBPyConnection, paths: Sequence[RemotePath]
+) -> Iterator[None]:
+    """Let DuckDB read some objects; what kept it from one is told in the words of the server."""
+    if not paths:
+        yield
+        return
+    from chgdb.ranges import RangeFiles
+
+    files = RangeFiles(paths)
+    connection.register_filesystem(files)
+    try:
+        yield
+    except (StoreError, OSError) as error:
+        if files.problem is None:
+            raise
+        path, problem = files.problem
+        raise StoreError(f"{path}: cannot be read ({reason(problem)})") from error
+    finally:
+        connection.unregister_filesystem(RangeFiles.protocol)
 
 
 def _blame(
-    connection: duckdb.DuckDBPyConnection, paths: Sequence[Path], error: duckdb.Error
+    connection: duckdb.DuckDBPyConnection, paths: Sequence[Place], error: duckdb.Error
 ) -> str:
     """One line that names the file that cannot be read."""
     return _blamed(connection, paths) or f"the table cannot be read: {_plain(error)}"
 
 
-def _blamed(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> str | None:
+def _blamed(connection: duckdb.DuckDBPyConnection, paths: Sequence[Place]) -> str | None:
     """What is wrong with the first file that cannot be read, if there is one."""
     for path in paths:
         try:
             connection.execute(f"SELECT * FROM {files_of([path])}").fetchall()  # noqa: S608 (quoted)
         except duckdb.Error as cause:
-            if not path.exists():
+            if isinstance(path, Path) and not path.exists():
                 return f"{path}: missing"
             if isinstance(cause, duckdb.PermissionException):
                 return f"{path}: DuckDB takes its path for a pattern; rename the folder"
@@ -260,12 +295,17 @@ def _plain(error: duckdb.Error) -> str:
     return reason(error).partition(" LINE ")[0]
 
 
-def _state(relations: Mapping[str, Relation]) -> list[tuple[str, int, int] | None]:
-    """What changes when a writer changes a file: name, inode and time; None if it is gone."""
+def _state(relations: Mapping[str, Relation]) -> list[tuple[str | int, ...] | None]:
+    """What changes when a writer changes a file: name, inode and time; None if it is gone.
+
+    Of an object it is the name and the version, which came with the listing of its folder.
+    """
     return [_file_state(path) for relation in relations.values() for path in relation.paths]
 
 
-def _file_state(path: Path) -> tuple[str, int, int] | None:
+def _file_state(path: Place) -> tuple[str | int, ...] | None:
+    if isinstance(path, RemotePath):
+        return str(path), path.version.etag if path.version else ""
     try:
         stat = path.stat()
     except OSError:
@@ -337,7 +377,7 @@ def frame_of(
 
 
 def write_frame(
-    path: Path, frame: pd.DataFrame, units: Mapping[str, str], format_version: int
+    path: Place, frame: pd.DataFrame, units: Mapping[str, str], format_version: int
 ) -> None:
     """Write a file and bring it to its name when it is complete and on the disk.
 

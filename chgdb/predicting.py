@@ -19,6 +19,7 @@ from chgdb.errors import (
 )
 from chgdb.files import one_line, reason, shown
 from chgdb.parquet import any_of
+from chgdb.places import Place
 from chgdb.resources import find_property_model
 from chgdb.schema import PREDICTED, ColumnType
 from chgdb.table import Selection, Table
@@ -96,11 +97,11 @@ class Predictor:
 
     def __init__(
         self,
-        store: Path,
+        store: Place,
         table: Table,
         derived: Derived,
         decode: Callable[[Mapping[str, Any]], ChargeDensity],
-        writing: Callable[[bool], AbstractContextManager[None]],
+        writing: Callable[[bool], AbstractContextManager[object]],
     ) -> None:
         self._store = store
         self._table = table

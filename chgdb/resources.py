@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
-from chgdb.files import reason
+from chgdb.files import place, reason
+from chgdb.places import Place
 from chgdb.schema import INFO_FILE, check_id
 from chgdb.weights import CONFIG_FILE, load_config
 
@@ -37,16 +38,17 @@ _SHIPPED = (_PACKAGE / "_data", _PACKAGE.parent)
 """Where a wheel and a checkout keep `store/` and `models/`."""
 
 
-def find_store(path: str | Path | None = None) -> Path:
-    """The absolute path of the store to use; one that is named need not exist.
+def find_store(path: str | Place | None = None) -> Place:
+    """Where the store to use is, an absolute path; one that is named need not exist.
 
     Raises:
         StoreError: none is named and none is in the usual places.
+        MissingExtraError: it is in a bucket, and obstore is not installed.
     """
     if path is not None:
-        return Path(path).absolute()
+        return place(path)
     if named := os.environ.get("CHGDB_STORE"):
-        return Path(named).absolute()
+        return place(named)
     for folder in (Path("store"), *(root / "store" for root in _SHIPPED)):
         if (folder / INFO_FILE).is_file():
             return folder.absolute()
@@ -55,9 +57,9 @@ def find_store(path: str | Path | None = None) -> Path:
     )
 
 
-def is_shipped(store: Path) -> bool:
+def is_shipped(store: Place) -> bool:
     """Whether a store lies inside the installed package, where an upgrade would replace it."""
-    return store.resolve().is_relative_to(_SHIPPED[0])
+    return isinstance(store, Path) and store.resolve().is_relative_to(_SHIPPED[0])
 
 
 def model_folders() -> list[Path]:

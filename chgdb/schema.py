@@ -9,11 +9,11 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from chgdb.errors import FormatVersionError, InputError, StoreError
-from chgdb.files import reason, replace_file
+from chgdb.files import place, reason, replace_file
+from chgdb.places import Place
 
 __all__ = [
     "ARRAYS_FOLDER",
@@ -384,7 +384,7 @@ class StoreInfo:
     created_by: str
     format_version: int = FORMAT_VERSION
 
-    def save(self, store: str | Path) -> None:
+    def save(self, store: str | Place) -> None:
         """Write `chgdb.json` into the folder of a store; all of it or nothing.
 
         Raises:
@@ -392,17 +392,17 @@ class StoreInfo:
         """
         content = {"format": FORMAT, "format_version": self.format_version, **asdict(self)}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        replace_file(Path(store) / INFO_FILE, text.encode())
+        replace_file(place(store) / INFO_FILE, text.encode())
 
     @classmethod
-    def load(cls, store: str | Path) -> StoreInfo:
+    def load(cls, store: str | Place) -> StoreInfo:
         """Read `chgdb.json`.
 
         Raises:
             StoreError: the folder is not a store, or the file is damaged.
             FormatVersionError: the store has a format version this chgdb does not know.
         """
-        path = Path(store) / INFO_FILE
+        path = place(store) / INFO_FILE
         content = _load_json(path)
         version = content.get("format_version")
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
@@ -426,7 +426,7 @@ class StoreInfo:
             raise StoreError(f"{path}: damaged ({error})") from error
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def _load_json(path: Place) -> dict[str, Any]:
     """The content of a `chgdb.json` of any version."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -131,7 +131,7 @@ def system_data(database: Database, ids: Sequence[str] | None = None) -> SystemD
         ).values
         ids = [material_id for material_id, split in found if split]
     if not ids:
-        raise InputError(f"{shown(database.path)}: no materials that have a part of the split")
+        raise InputError(f"{shown(database.place)}: no materials that have a part of the split")
     records = database.get(list(ids))
     encoder = database.info.encoder
     periodic = encoder.kind == "periodic"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import operator
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.files import PARTIAL_SUFFIX, reason, sync_folder
+from chgdb.files import place, reason, remove_partials, rename, sync_folder
 from chgdb.parquet import (
     SQL_TYPES,
     Relation,
@@ -39,6 +40,7 @@ from chgdb.parquet import (
     run,
     write_frame,
 )
+from chgdb.places import Place
 from chgdb.schema import (
     COLUMNS,
     FORMAT_VERSION,
@@ -69,17 +71,21 @@ class _Part(NamedTuple):
     start: int
     stop: int
     replaces: bool
-    path: Path
+    path: Place
 
     @classmethod
-    def named(cls, folder: Path, start: int, stop: int, *, replaces: bool) -> _Part:
+    def named(cls, folder: Place, start: int, stop: int, *, replaces: bool) -> _Part:
         mark = ".replaces" if replaces else ""
         return cls(start, stop, replaces, folder / f"{start:09d}-{stop:09d}{mark}.parquet")
 
     def contains(self, other: _Part) -> bool:
-        """Whether this part has taken over the rows of a smaller one."""
-        wider = self.stop - self.start > other.stop - other.start
-        return wider and self.start <= other.start and other.stop <= self.stop
+        """Whether this part has taken over the rows of a smaller one, or is yet to lose its mark.
+
+        Where names cannot be changed, a part is there for a moment with its mark and without.
+        """
+        if (self.start, self.stop) == (other.start, other.stop):
+            return self.replaces and not other.replaces
+        return self.start <= other.start and other.stop <= self.stop
 
 
 @dataclass(frozen=True)
@@ -133,8 +139,8 @@ class Table:
     Reading needs no lock; of the methods that write, one may run at a time.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: str | Place) -> None:
+        self.folder = place(folder)
 
     @classmethod
     def create(cls, folder: str | Path) -> Table:
@@ -157,7 +163,7 @@ class Table:
         return {column.name: SQL_TYPES[column.type] for column in COLUMNS.values()}
 
     @property
-    def parts(self) -> list[Path]:
+    def parts(self) -> list[Place]:
         """The files that hold records, in the order of their rows."""
         return [part.path for part in self._parts()]
 
@@ -323,15 +329,13 @@ class Table:
         )
         both = "records LEFT JOIN changed ON records.id = changed.id"
         query = f"SELECT {mixed} FROM {both}"  # noqa: S608 (constants)
-        file = self.folder / f".changes{PARTIAL_SUFFIX}"
-        try:
+        with tempfile.TemporaryDirectory(prefix="chgdb-") as folder:
+            file = Path(folder) / "changes.parquet"
             write_frame(file, frame_of(["id", *names], kinds, values), {}, FORMAT_VERSION)
             changed = relation_of(columns, [file])
             for part in self._parts():
                 if self._holds(part, list(changes)):
                     _copy(part.path, query, [], [part], {"changed": changed})
-        finally:
-            file.unlink(missing_ok=True)
 
     def recover(self) -> None:
         """Finish what an interrupted writer left: replacements, superseded and partial files.
@@ -341,8 +345,7 @@ class Table:
         Raises:
             StoreError: a part cannot be read or written.
         """
-        for leftover in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+        remove_partials(self.folder)
         kept = self._parts()
         for part in self._all_parts():
             if part not in kept:
@@ -378,19 +381,22 @@ class Table:
         """Every part file, also those whose rows a wider part has taken over."""
         parts = []
         try:
-            for path in self.folder.iterdir():
+            found: Iterable[Place] = self.folder.iterdir()
+            for path in found:
                 if match := _PART_NAME.fullmatch(path.name):
                     start, stop, mark = match.groups()
                     parts.append(_Part(int(start), int(stop), mark is not None, path))
         except FileNotFoundError as error:
             raise StoreError(f"{self.folder}: the folder of the table is missing") from error
+        except OSError as error:
+            raise StoreError(f"{self.folder}: cannot be read ({reason(error)})") from error
         return sorted(parts)
 
     def _parts(self) -> list[_Part]:
         """The parts whose records count, in the order of their rows."""
         parts = self._all_parts()
         kept: list[_Part] = []
-        for part in sorted(parts, key=lambda part: (part.start, -part.stop)):
+        for part in sorted(parts, key=lambda part: (part.start, -part.stop, not part.replaces)):
             if not (kept and kept[-1].contains(part)):
                 kept.append(part)
         return kept
@@ -422,7 +428,7 @@ class Table:
             self._drop(other, ids)
         final = _Part.named(self.folder, part.start, part.stop, replaces=False)
         try:
-            part.path.replace(final.path)
+            rename(part.path, final.path.name)
             sync_folder(self.folder)
         except OSError as error:
             raise StoreError(f"{final.path}: cannot be written ({reason(error)})") from error
@@ -514,14 +520,14 @@ def _cell(material_id: str, column: Column, value: Any) -> Any:
 _UNITS = {column.name: column.unit for column in COLUMNS.values()}
 
 
-def _write(path: Path, values: Sequence[tuple[Any, ...]]) -> None:
+def _write(path: Place, values: Sequence[tuple[Any, ...]]) -> None:
     """Write a part, every column in order, and bring it to its name when it is complete."""
     kinds = [column.type for column in COLUMNS.values()]
     write_frame(path, frame_of(tuple(COLUMNS), kinds, values), _UNITS, FORMAT_VERSION)
 
 
 def _copy(
-    path: Path,
+    path: Place,
     query: str,
     parameters: Sequence[Any],
     parts: Sequence[_Part],

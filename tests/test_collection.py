@@ -142,7 +142,7 @@ def test_columns_a_part_lacks_or_has_in_addition(empty: Collection) -> None:
 def test_other_files_are_ignored(empty: Collection) -> None:
     empty.append(frame("a"))
     for name in ("notes.txt", "1.parquet", "000000001.parquet.bak", ".x.partial"):
-        (empty.folder / name).write_text("x")
+        (empty.folder / name).write_bytes(b"x")
     assert values(empty) == {"a": 0.0}
     empty.append(frame("b"))
     assert "000000001.parquet" in names(empty)
@@ -230,7 +230,7 @@ def copy(empty: Collection, tmp_path: Path) -> Callable[[], Collection]:
     for letters, value in (("abc", 1.0), ("bd", 2.0), ("be", 3.0)):
         empty.append(frame(letters, value))
     numbers = itertools.count()
-    return lambda: opened(shutil.copytree(empty.folder, tmp_path / f"copy{next(numbers)}"))
+    return lambda: opened(shutil.copytree(str(empty.folder), tmp_path / f"copy{next(numbers)}"))
 
 
 BEFORE = {"a": 1.0, "b": 3.0, "c": 1.0, "d": 2.0, "e": 3.0}

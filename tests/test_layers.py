@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "chgdb"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "elements", "nets", "property_nets", "perceptron"),
-    ("files", "density", "query", "entropy", "library", "elasticity", "scores"),
-    ("schema", "chgcar", "grid", "stars", "composition", "keras_weights"),
+    ("errors", "units", "elements", "nets", "property_nets", "perceptron", "places"),
+    ("files", "density", "query", "entropy", "library", "elasticity", "scores", "ranges"),
+    ("schema", "chgcar", "grid", "stars", "composition", "keras_weights", "lock"),
     (
         "arrays",
         "parquet",

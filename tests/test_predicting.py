@@ -556,7 +556,7 @@ def test_a_misspelt_predicted_column(database: Database) -> None:
 def test_an_unfinished_part_is_not_seen(database: Database, model: CheapModel) -> None:
     database.predict_all()
     (part,) = database._derived._predictions.parts
-    shutil.copy(part, part.with_name(".chgdb-0.partial"))
+    shutil.copy(str(part), str(part.parent / ".chgdb-0.partial"))
     part.unlink()
     assert database["mp-1"].predicted == {}
     assert database.predict_all().predicted == 5

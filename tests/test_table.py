@@ -55,7 +55,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = Table.create(tmp_path_factory.mktemp("template") / "materials")
     for start, n in ((0, 3), (3, 2), (5, 1)):
         made.append(records(start, n), start)
-    return made.folder
+    return Path(str(made.folder))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_round_trip_of_every_type(
 def test_any_reader_gets_plain_types(filled: Table) -> None:
     """pandas and DuckDB alone read text as text, and absent values as null."""
     filled.append([record(6, formula="Ünï→日本", is_metal=True, band_gap=1.5)], 6)
-    frame = pd.read_parquet(filled.parts[-1])
+    frame = pd.read_parquet(str(filled.parts[-1]))
     assert list(frame.columns) == list(COLUMNS)
     assert frame.formula.tolist() == ["Ünï→日本"]
     assert frame.is_metal.tolist() == [True]
@@ -263,7 +263,7 @@ def test_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_foreign_files_are_ignored(filled: Table) -> None:
     for name in ("notes.txt", "1-2.parquet", "000000000-000000009.parquet.bak", ".x.partial"):
-        (filled.folder / name).write_text("x")
+        (filled.folder / name).write_bytes(b"x")
     assert filled.count() == 6
     assert filled.next_row == 6
 
@@ -483,7 +483,7 @@ def test_crash_anywhere_in_a_replacement(copy: Callable[[], Table]) -> None:
         some.recover()
         assert {row["id"]: row["formula"] for row in some.select()} == expected
         assert not [name for name in names(some) if "replaces" in name or "partial" in name]
-        assert len(pd.concat(pd.read_parquet(part) for part in some.parts)) == len(expected)
+        assert len(pd.concat(pd.read_parquet(str(part)) for part in some.parts)) == len(expected)
         if not crashed:
             break
     assert seen == {(False, False), (True, True), (True, False)}
