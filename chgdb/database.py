@@ -1033,7 +1033,7 @@ class Database:
         """
         report = ImportReport()
         ids = list(latents)
-        with self._writing():
+        with self._writing() as confirm:
             known = {row["id"]: row for row in self._table.select(any_of("id", ids), ids)}
             rows: dict[str, dict[str, Any]] = {}
             for id_ in ids:
@@ -1047,7 +1047,8 @@ class Database:
                     rows[id_] = {**known.get(id_, {}), **row, **sources[id_]}
             if rows:
                 values = [latents[id_] for id_ in rows]
-                self._commit(list(rows.values()), values, [b""] * len(rows), replacing=True)
+                payloads = [b""] * len(rows)
+                self._commit(list(rows.values()), values, payloads, confirm, replacing=True)
         report.added += [id_ for id_ in rows if id_ not in known]
         report.updated += [id_ for id_ in rows if id_ in known]
         return report
@@ -1474,6 +1475,7 @@ _STORED_COLUMNS = (
     "reduced_formula",
     "source",
     "source_sha256",
+    "n_electrons",
     "payload_nmae",
     "payload_max_error",
     "payload_magnetization_nmae",
@@ -1494,10 +1496,14 @@ def _holds(row: Mapping[str, Any], tolerance: Tolerance) -> bool:
 
 
 def _gives_way(row: Mapping[str, Any], intake: Intake) -> bool:
-    """Whether a record has no density of its own, or a predicted one, and the file is of it."""
+    """Whether a record has no density of its own, or a predicted one, and the file is of it.
+
+    A latent that came without its density gives way to one from DFT.
+    """
     from chgdb.rows import is_same_material
 
-    better = row["source"] is None or (row["source"] != "dft" and intake.source == "dft")
+    own = row["source"] == "dft" and row["n_electrons"] is not None
+    better = row["source"] is None or (not own and intake.source == "dft")
     return better and is_same_material(row, intake.density.structure.formula)
 
 

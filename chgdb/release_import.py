@@ -22,6 +22,7 @@ from chgdb.errors import InputError, ModelError, StoreError
 from chgdb.files import replacing, shown
 from chgdb.formats import file_sha256
 from chgdb.keras_weights import net_arguments, read_keras_weights
+from chgdb.places import SCHEME
 from chgdb.query import canonical_formula
 from chgdb.release import (
     LATENT_SHAPE,
@@ -130,7 +131,7 @@ def import_release(
         progress: called with the number of files done and the number of all.
 
     Raises:
-        InputError: the folder or the table cannot be read.
+        InputError: the folder or the table cannot be read, or the store is in a bucket.
         ModelError: the weights cannot be read, or are not those of the store.
         StoreError: the store holds latents of another encoder, or cannot be written.
         MissingExtraError: h5py or torch is not installed, which weights need.
@@ -141,7 +142,7 @@ def import_release(
     content = read_table(table)
     known, bad = read_structures(structures) if structures else ({}, [])
     latents, findings = find_latents(folder, content.materials, [*others, *weights])
-    database = _open(Path(store or os.environ.get("CHGDB_STORE") or "store"), tensors, weights)
+    database = _open(_folder(store), tensors, weights)
     report = ReleaseReport(rows=content.n_rows, files=len(latents))
     for done, part in _batches(database, content, latents, report):
         _import(database, part, known, report)
@@ -188,6 +189,21 @@ def _config(tensors: Mapping[str, NDArray[np.float32]], weights: list[Path]) -> 
 
 
 # --- the store --------------------------------------------------------------------------------
+
+
+def _folder(store: str | Path | None) -> Path:
+    """Where the store is.
+
+    Raises:
+        InputError: it is in a bucket.
+    """
+    path = str(store or os.environ.get("CHGDB_STORE") or "store")
+    if path.startswith(SCHEME):
+        raise InputError(
+            f"{path}: a release is imported into a folder; put it there with: "
+            f"chgdb export {path} --store FOLDER"
+        )
+    return Path(path)
 
 
 def _open(path: Path, tensors: Mapping[str, NDArray[np.float32]], weights: list[Path]) -> Database:

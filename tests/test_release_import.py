@@ -282,6 +282,12 @@ def test_a_complete_release_takes_densities_too(
     added = release.database.add(make_file("mp-5.npz"))
     assert added.failed == []
     assert release.database.decode("mp-5", source="latent")[0].n_electrons == pytest.approx(16)
+    # a density takes the place of a latent that came without one, and the properties stay
+    added = release.database.add(make_file("mp-149.npz", species=("Si", "Si")), ids=["mp-149"])
+    assert added.failed == []
+    record = release.database["mp-149"]
+    assert record.properties["bulk_modulus"] == 88.916
+    assert record.density().origin == "payload"
 
 
 def test_mixing_is_refused_by_name(
@@ -399,6 +405,13 @@ def test_a_bad_latent_makes_the_command_fail(release: Release, run: Run) -> None
     assert outcome.code == 1
     assert "0 imported, 0 there already, 2 bad" in outcome.out
     assert "wrong shape: and 1 more" in outcome.out
+
+
+def test_a_bucket_is_refused(release: Release, run: Run) -> None:
+    words = ("import-release", release.folder, "--table", release.table, "--store", "s3://b/x")
+    outcome = run(*words)
+    assert outcome.code == 1
+    assert "chgdb export s3://b/x --store FOLDER" in outcome.err
 
 
 def test_the_store_by_default(
