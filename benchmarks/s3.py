@@ -109,7 +109,7 @@ def main() -> None:
         density.write(file)
         for size in (1, copies):
             local = enlarged(Path(name) / f"{size}", size)
-            table = sum(part.stat().st_size for part in Table(local.path / TABLE_FOLDER).parts)  # type: ignore[union-attr]
+            table = sum(file.stat().st_size for file in (local.path / TABLE_FOLDER).iterdir())
             database = local.copy(f"s3://{BUCKET}/{size}") if size == 1 else upload(local, size)
             print(
                 f"\n{len(database)} records; {table / 1e6:.2f} MB of table, "
