@@ -635,7 +635,7 @@ class Database:
             own = self._own_encoder() or find_model(encoder.id, encoder.weights_sha256)
             return _load_codec(own, self.device)
         raise ModelError(
-            f"{shown(self.path)}: the weights of {encoder.id} are not known: "
+            f"{shown(self.place)}: the weights of {encoder.id} are not known: "
             "chgdb import-release DIR --table CSV --decoder WEIGHTS.h5 brings them"
         )
 

@@ -235,7 +235,7 @@ def _check_encoder(database: Database) -> None:
     info = database.info
     if (info.encoder.id, info.encoder.kind, info.latent) != (ENCODER, "paper", STORAGE):
         raise StoreError(
-            f"{shown(database.path)}: a store of latents of {info.encoder.id}, and these are of "
+            f"{shown(database.place)}: a store of latents of {info.encoder.id}, and these are of "
             f"{ENCODER}; give them one of their own with --store DIR"
         )
 

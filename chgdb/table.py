@@ -225,7 +225,9 @@ class Table:
         Raises:
             UnknownIdError: one of them is not there.
         """
-        found = {row["id"]: row for row in self.select(any_of("id", ids), ids)}
+        # with a limit DuckDB finds the rows first, and then reads the other columns of these alone
+        few = self.select(any_of("id", ids), ids, limit=len(ids))
+        found = {row["id"]: row for row in few}
         missing = [id_ for id_ in ids if id_ not in found]
         if missing:
             raise UnknownIdError(f"no record {', '.join(missing)} in {self.folder.parent}")

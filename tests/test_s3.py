@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from chgdb.database import Database
 from chgdb.errors import MissingExtraError, StoreError, UnknownIdError
 from chgdb.files import place
 from chgdb.places import Place, RemotePath
-from chgdb.schema import ARRAYS_FOLDER, TABLE_FOLDER
+from chgdb.schema import ARRAYS_FOLDER, ENCODER_FOLDER, TABLE_FOLDER
 from chgdb.table import Table
 
 
@@ -157,6 +158,16 @@ def test_the_command_line(remote: Database, run: Run, tmp_path: Path, make_file:
     assert "1 record removed" in run("remove", "mp-9", *store).out
     assert run("export", tmp_path / "new", *store).out.endswith("new: 5 records\n")
     assert "not empty" in run("init", remote.place, "--encoder", "tiny-16").err
+
+
+def test_a_store_that_carries_its_own_encoder(
+    local: Database, models: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "tiny-16", local.path / ENCODER_FOLDER)
+    remote = local.copy(bucket)
+    monkeypatch.setenv("CHGDB_MODELS", str(tmp_path / "none"))
+    mine, theirs = (store.decode("mp-1", source="latent")[0] for store in (remote, local))
+    np.testing.assert_array_equal(mine.values, theirs.values)
 
 
 def test_the_environment_may_name_it(remote: Database, monkeypatch: pytest.MonkeyPatch) -> None:
