@@ -20,6 +20,7 @@ __all__ = [
     "fourier_resample",
     "points_per_angstrom",
     "shift_origin",
+    "smooth",
     "spacing_grid",
     "vasp_grid",
     "zero_pad",
@@ -162,18 +163,25 @@ def vasp_grid(lattice: NDArray[np.float64], encut: float = 500.0) -> Grid:
     """
     cutoff = math.sqrt(encut / RYDBERG) / BOHR
     lengths = np.linalg.norm(lattice, axis=1)
-    n1, n2, n3 = (2 * _smooth_even(int(4 * cutoff * x / (2 * math.pi) + 0.5)) for x in lengths)
+    n1, n2, n3 = (2 * smooth(int(4 * cutoff * x / (2 * math.pi) + 0.5)) for x in lengths)
     return n1, n2, n3
 
 
-def _smooth_even(n: int) -> int:
-    """The smallest even number of at least n (and 2) with no prime factor above 7."""
-    n = max(n, 2)
-    while True:
-        rest = n
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if n % 2 == 0 and rest == 1:
-            return n
-        n += 1
+def smooth(n: int, multiple: int = 2) -> int:
+    """The smallest multiple of at least n that has no prime factor above 7, for which FFTs are fast.
+
+    Args:
+        n: a number of points.
+        multiple: itself without a prime factor above 7.
+    """
+    n = max(math.ceil(n / multiple), 1) * multiple
+    while not _is_smooth(n):
+        n += multiple
+    return n
+
+
+def _is_smooth(n: int) -> bool:
+    for prime in (2, 3, 5, 7):
+        while n % prime == 0:
+            n //= prime
+    return n == 1

@@ -121,7 +121,9 @@ def take_in(
     """
     sha256 = sha256 or file_sha256(path)
     density, file_format = read_density(path, species=species)
-    identity = check_id(material_id if material_id is not None else default_id(path, density))
+    identity = check_id(
+        material_id if material_id is not None else default_id(path, density.structure)
+    )
     symmetry = find_symmetry(density.structure)
     try:
         payload = encode(density) if encode else None
