@@ -3,18 +3,18 @@
     python benchmarks/charge3net.py nmae ../shared/densities ../shared/chgcar/li_*.gz --each 12
     python benchmarks/charge3net.py grid ../shared/densities --each 3
 
-`nmae` predicts the smallest cells of either kind, with as many electrons as the density from DFT and
-with another number, on the grid of the DFT density:
+`nmae` predicts the smallest cells of either kind, with as many electrons as the density from DFT
+and with another number, on the grid of the DFT density:
 
 - NMAE: of the whole cell, with the electrons as they are;
 - outside: of the points outside the spheres about the nuclei, on their own;
-- non-spherical: of the whole cell, after the spherical part of the difference has been taken out of
-  every sphere, where a pseudo-density is a convention.
+- non-spherical: of the whole cell, after the spherical part of the difference has been taken out
+  of every sphere, where a pseudo-density is a convention.
 
 A sphere has the radius 0.49 of the distance to the nearest atom, at most 1.5 A.
 
-`grid` predicts on VASP's grid and on coarser ones, which are resampled to VASP's: what a coarse grid
-loses, by its points per Angstrom.
+`grid` predicts on VASP's grid and on coarser ones, which are resampled to VASP's: what a coarse
+grid loses, by its points per Angstrom.
 """
 
 from __future__ import annotations

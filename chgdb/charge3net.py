@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -73,14 +74,8 @@ class Charge3Net:
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
 
-    Attributes:
-        name: of the weights.
-        weights_sha256: of their file.
-        nmae: its error on the validation part of its own data, as the file states it, %.
-
     Raises:
         MissingExtraError: pydemi, torch, e3nn or ASE is not installed.
-        InputError: the device does not exist.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -90,13 +85,36 @@ class Charge3Net:
             raise MissingExtraError("a density from a structure", "ml-density") from error
         if ml.missing():
             raise MissingExtraError("a density from a structure", "ml-density")
+        self._valence: dict[str, float] = ml.ZVAL
+        self._device = device
+
+    @cached_property
+    def _model(self) -> Any:
+        """The network, as pydemi loads it.
+
+        Raises:
+            InputError: the device does not exist.
+        """
+        from pydemi import ml
+
         from chgdb.codec import select_device
 
-        self._valence: dict[str, float] = ml.ZVAL
-        self._model = ml.load(device=select_device(device))
-        self.name = str(self._model.info["name"])
-        self.weights_sha256: str = self._model.sha256
-        self.nmae = float(self._model.info["best_val_nmape"])
+        return ml.load(device=select_device(self._device))
+
+    @property
+    def name(self) -> str:
+        """What the weights are called."""
+        return str(self._model.info["name"])
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the file of the weights."""
+        return str(self._model.sha256)
+
+    @property
+    def nmae(self) -> float:
+        """The error against VASP on the validation part of its data, as the file states it, %."""
+        return float(self._model.info["best_val_nmape"])
 
     def valence_electrons(self, structure: Structure) -> float:
         """Electrons in the cell with the pseudopotentials of the training data.
@@ -251,7 +269,8 @@ class _Layers:
             mask = layer.sc.output_mask
             sine = (1 - mask) + angle.sin() * mask
             points = gate(angle.cos() * layer.sc(points, one) + sine * total[:, :-1])
-        return net.readout(points)[:, 0]
+        density: torch.Tensor = net.readout(points)[:, 0]
+        return density
 
     def _send(
         self,
@@ -307,7 +326,7 @@ class _Layers:
         channels = (self._weights[number][:, None] * angular).flatten(0, 1)
         one = own.new_ones(len(channels), 1)
         out = torch.cat([layer.lin2(channels, one), layer.lin3(channels, one)], dim=1)
-        return out / layer.num_neighbors**0.5
+        return out * float(layer.num_neighbors) ** -0.5
 
 
 def _channels(product: Any) -> torch.Tensor:

@@ -168,7 +168,7 @@ def vasp_grid(lattice: NDArray[np.float64], encut: float = 500.0) -> Grid:
 
 
 def smooth(n: int, multiple: int = 2) -> int:
-    """The smallest multiple of at least n that has no prime factor above 7, for which FFTs are fast.
+    """The smallest multiple of at least n without a prime factor above 7: FFTs of it are fast.
 
     Args:
         n: a number of points.

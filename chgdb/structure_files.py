@@ -37,7 +37,7 @@ _CLOSEST = 0.5
 _HEAD = 2**16
 """Bytes by which a CIF is recognised."""
 
-_DENSITY = re.compile(r"(.*\.)?(CHG|CHGCAR|AECCAR[0-9]*|PARCHG)([^a-zA-Z].*)?")
+_DENSITY = re.compile(r"(.*\.)?(CHG|CHGCAR|AECCAR[0-9]*|PARCHG)([^a-zA-Z].*)?|.*\.npz(\..*)?")
 """Names of files that hold a density, or the beginning of one that was cut."""
 
 _JSON = re.compile(rb"\s*\[\s*(\{|\])")
@@ -71,7 +71,7 @@ def holds_structures(path: str | Path, *, species: Sequence[str] | None = None) 
         species: element symbols for a header that does not name them.
     """
     path = Path(path)
-    if _DENSITY.fullmatch(path.name):
+    if _DENSITY.fullmatch(path.name) or not path.is_file():
         return False
     if path.name.startswith(("POSCAR", "CONTCAR")):
         return True
@@ -210,7 +210,7 @@ def _read_cif(path: str | Path, content: bytes) -> Structure:
             return _from_cif(content)
     except InputError as error:
         raise InputError(f"{shown(path)}: {error}") from error
-    except Exception as error:  # noqa: BLE001 (ASE raises a dozen types on a damaged CIF)
+    except Exception as error:  # ASE raises a dozen types
         problem = reason(error)
         raise InputError(f"{shown(path)}: not a readable CIF ({problem})") from error
 

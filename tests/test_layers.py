@@ -51,7 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "structure_files",
     ),
     ("crystal", "similarity", "systems", "features", "inputs", "charge3net"),
-    ("archive", "derived", "evaluation", "properties"),
+    ("archive", "derived", "evaluation", "properties", "structure_intake"),
     ("predicting", "train_properties"),
     ("database", "train", "property_evaluation"),
     ("assessment", "release_import"),
