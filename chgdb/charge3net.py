@@ -20,20 +20,31 @@ from numpy.typing import NDArray
 from chgdb.density import ChargeDensity, Grid, Structure
 from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError, MissingExtraError
-from chgdb.grid import smooth, spacing_grid
+from chgdb.grid import low_pass, smooth, spacing_grid
 from chgdb.stars import Operations
 from chgdb.symmetry import find_operations
+from chgdb.units import BOHR, RYDBERG
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SOURCE", "Charge3Net", "PredictedDensity", "grid_operations", "symmetry_unique"]
+__all__ = [
+    "G_MAX",
+    "SOURCE",
+    "Charge3Net",
+    "PredictedDensity",
+    "grid_operations",
+    "symmetry_unique",
+]
 
 SOURCE = "charge3net"
 """What a store calls a density from here."""
 
-DENSITY = 7.5
-"""Points per Angstrom of `Charge3Net.work_grid`, at least."""
+G_MAX = 2 * math.sqrt(500.0 / RYDBERG) / BOHR
+"""1/A; twice the cutoff of the training data, beyond which the network predicts its own noise."""
+
+DENSITY = G_MAX / math.pi * (1 + 1e-9)
+"""Points per Angstrom of `Charge3Net.work_grid`, at least: 7.3, which hold all waves to `G_MAX`."""
 
 _POINTS = 2**14
 """Whose density is predicted together: what reaches them takes 11 kB each."""
@@ -150,7 +161,7 @@ class Charge3Net:
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> PredictedDensity:
-        """The density of a structure.
+        """The density of a structure, of waves up to `G_MAX` as in the training data.
 
         Args:
             structure: a crystal.
@@ -166,7 +177,7 @@ class Charge3Net:
         operations = find_operations(structure, _SYMPREC)
         points, inverse = symmetry_unique(operations, grid)
         unique = self._at(structure, points / np.array(grid), progress)
-        values = unique[inverse].reshape(grid)
+        values = low_pass(unique[inverse].reshape(grid), structure.lattice, G_MAX)
         raw = float(values.mean()) * structure.volume
         if not raw > 0.5 * electrons:
             raise InputError(f"ChargE3Net predicts {raw:.3g} electrons instead of {electrons:g}")

@@ -18,6 +18,7 @@ from chgdb.units import BOHR, RYDBERG
 __all__ = [
     "crop",
     "fourier_resample",
+    "low_pass",
     "points_per_angstrom",
     "shift_origin",
     "smooth",
@@ -101,6 +102,29 @@ def shift_origin(values: NDArray[np.float64], shift: ArrayLike) -> NDArray[np.fl
         shape = [1, 1, 1]
         shape[axis] = len(phase)
         coefficients *= phase.reshape(shape)
+    return np.fft.irfftn(coefficients, s=values.shape, axes=(0, 1, 2))
+
+
+def low_pass(
+    values: NDArray[np.float64], lattice: NDArray[np.float64], g_max: float
+) -> NDArray[np.float64]:
+    """The part of a field that waves with |G| of at most `g_max` make up; the mean is kept.
+
+    Args:
+        values: shape (n1, n2, n3).
+        lattice: shape (3, 3), rows in Angstrom.
+        g_max: 1/Angstrom, 2 pi included.
+    """
+    n1, n2, n3 = values.shape
+    h = np.stack(
+        np.meshgrid(
+            np.fft.fftfreq(n1, 1 / n1), np.fft.fftfreq(n2, 1 / n2), np.arange(n3 // 2 + 1),
+            indexing="ij",
+        ),
+        axis=-1,
+    )  # fmt: skip
+    length = 2 * np.pi * np.linalg.norm(h @ np.linalg.inv(lattice).T, axis=-1)
+    coefficients = np.where(length <= g_max, np.fft.rfftn(values, axes=(0, 1, 2)), 0.0)
     return np.fft.irfftn(coefficients, s=values.shape, axes=(0, 1, 2))
 
 

@@ -9,9 +9,10 @@ from ase.build import bulk, graphene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chgdb.charge3net import Charge3Net, grid_operations, symmetry_unique
+from chgdb.charge3net import G_MAX, Charge3Net, grid_operations, symmetry_unique
 from chgdb.density import Grid, Structure
 from chgdb.errors import InputError, MissingExtraError
+from chgdb.grid import low_pass
 from chgdb.metrics import nmae
 from chgdb.symmetry import find_operations
 
@@ -116,11 +117,20 @@ def test_the_work_grid_is_even_smooth_and_fine_enough(network: Charge3Net) -> No
         assert len(grid_operations(operations, grid)[0]) == len(operations)
         for n, length in zip(grid, np.linalg.norm(structure.lattice, axis=1), strict=True):
             assert n % 2 == 0
-            assert n >= 7.5 * length - 1e-3
+            assert n > G_MAX * length / np.pi  # no wave up to G_MAX is at the Nyquist frequency
             assert (
                 max(p for p in range(2, n + 1) if n % p == 0 and all(p % q for q in range(2, p)))
                 <= 7
             )
+
+
+def test_there_are_no_waves_beyond_those_of_the_training_data(network: Charge3Net) -> None:
+    structure = structure_of("lithium")
+    density = network.predict(structure)
+    assert density.grid == network.work_grid(structure)
+    np.testing.assert_allclose(
+        low_pass(density.values, structure.lattice, G_MAX), density.values, atol=1e-12
+    )
 
 
 def test_it_knows_its_weights(network: Charge3Net) -> None:
