@@ -1,25 +1,31 @@
 """How far ChargE3Net's densities are from those of DFT, and what of it pseudopotentials explain.
 
-    python benchmarks/charge3net.py nmae ../shared/densities ../shared/chgcar/li_*.gz --each 12
+    python benchmarks/charge3net.py nmae ../shared/densities ../shared/chgcar/*.gz --each 10
     python benchmarks/charge3net.py grid ../shared/densities --each 3
+    python benchmarks/charge3net.py grid ../shared/densities --each 3 --all-waves
 
-`nmae` predicts the smallest cells of either kind, with as many electrons as the density from DFT
-and with another number, on the grid of the DFT density:
+Of a folder the smallest cells of either kind are taken, with as many electrons as the density from
+DFT and with another number; files that are named are all taken.
 
-- NMAE: of the whole cell, with the electrons as they are;
-- outside: of the points outside the spheres about the nuclei, on their own;
+`nmae` predicts on the grid of the DFT density:
+
+- missing: the electrons of the cell that the model's pseudopotentials do not have, %;
+- NMAE: of the whole cell, with the electrons as they are, %;
+- outside: of the points outside the spheres about the nuclei, on their own, %;
 - non-spherical: of the whole cell, after the spherical part of the difference has been taken out
-  of every sphere, where a pseudo-density is a convention.
+  of every sphere, where a pseudo-density is a convention, %.
 
 A sphere has the radius 0.49 of the distance to the nearest atom, at most 1.5 A.
 
 `grid` predicts on VASP's grid and on coarser ones, which are resampled to VASP's: what a coarse
-grid loses, by its points per Angstrom.
+grid loses, %, by its points per Angstrom. `--all-waves` keeps what the network predicts beyond
+the waves of its training data.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
@@ -29,6 +35,7 @@ import numpy as np
 from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
 
+from chgdb import charge3net
 from chgdb.charge3net import Charge3Net
 from chgdb.density import ChargeDensity, Structure
 from chgdb.errors import InputError
@@ -49,35 +56,40 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--each", type=int, default=12, help="materials of either kind")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--all-waves", action="store_true")
     options = parser.parse_args()
+    if options.all_waves:
+        charge3net.G_MAX = math.inf
     model = Charge3Net(options.device)
     print(f"{model.name}, weights {model.weights_sha256[:12]}, stated error {model.nmae:.2f} %\n")
-    paths = find_densities(options.paths)
-    (compare if options.what == "nmae" else coarsen)(model, paths, options.each)
+    (compare if options.what == "nmae" else coarsen)(model, options.paths, options.each)
 
 
 def smallest(
     model: Charge3Net, paths: Iterable[Path], each: int
 ) -> Iterator[tuple[str, ChargeDensity, bool]]:
-    """The smallest cells with the electrons of the model, then the smallest with others."""
+    """Files that are named, and the smallest cells of folders, by whether the electrons agree."""
     kinds: dict[bool, list[tuple[float, str, ChargeDensity]]] = {True: [], False: []}
-    for path in paths:
+    named = [path for path in paths if path.is_file()]
+    for path in find_densities(paths):
         density, _ = read_density(path)
         name = default_id(path, density.structure)
         try:
             own = abs(model.valence_electrons(density.structure) - density.n_electrons) < 0.1
         except InputError:
             continue
-        named = kinds[own]
-        named.append((density.structure.volume, name, density))
+        if path in named:
+            yield name, density, own
+        else:
+            kinds[own].append((density.structure.volume, name, density))
     for own, found in kinds.items():
         for _, name, density in sorted(found, key=lambda item: item[:2])[:each]:
             yield name, density, own
 
 
 def compare(model: Charge3Net, paths: Iterable[Path], each: int) -> None:
-    columns = ("seconds", "e (model)", "e (DFT)", "raw e", "NMAE", "outside", "non-spherical")
-    print(f"{'':28s}" + "".join(f"{name:>14s}" for name in columns), flush=True)
+    columns = ("seconds", "e", "e raw", "e DFT", "missing", "NMAE", "outside", "non-spherical")
+    print(f"{'':28s}" + "".join(f"{name:>10s}" for name in columns[:-1]) + columns[-1].rjust(14))
     rows: dict[bool, list[tuple[float, ...]]] = {True: [], False: []}
     for name, density, own in smallest(model, paths, each):
         structure = density.structure
@@ -91,11 +103,11 @@ def compare(model: Charge3Net, paths: Iterable[Path], each: int) -> None:
             / np.abs(density.values[outside]).sum(),
             100 * np.abs(rest).sum() / np.abs(density.values).sum(),
         )  # fmt: skip
-        electrons = (predicted.n_electrons, density.n_electrons, predicted.raw_electrons)
+        n, raw, n_dft = predicted.n_electrons, predicted.raw_electrons, density.n_electrons
         rows[own].append(errors)
-        told = [f"{seconds:14.1f}", *(f"{n:14.3f}" for n in electrons)]
-        told += [f"{error:14.2f}" for error in errors]
-        print(f"{name:20s}{structure.formula:8s}" + "".join(told), flush=True)
+        told = f"{seconds:10.1f}{n:10.3f}{raw:10.3f}{n_dft:10.3f}{100 * (1 - n / n_dft):10.2f}"
+        told += f"{errors[0]:10.2f}{errors[1]:10.2f}{errors[2]:14.2f}"
+        print(f"{name:20s}{structure.formula:8s}{told}", flush=True)
     for own, kind in ((True, "same electrons"), (False, "other electrons")):
         if rows[own]:
             print(f"\n{kind}, {len(rows[own])} materials: median (range)")
