@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # the densities and properties that the shipped store was built from
 SHARED ?= ../shared
 
-.PHONY: demo test docs store clean
+.PHONY: demo test docs store fill clean
 
 demo: $(VENV)/.installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
@@ -30,6 +30,12 @@ store: $(VENV)/.installed
 	$(BIN)/chgdb add $(SHARED)/densities --properties $(SHARED)/data/properties_6059.csv.gz --store store
 	$(BIN)/chgdb import-table $(SHARED)/data/properties_6059.csv.gz --store store
 	$(BIN)/python scripts/import_features.py store $(SHARED)/data/structures.json.gz
+	$(BIN)/chgdb predict --all --store store
+
+# densities that ChargE3Net predicts for the structures without one, the smallest cell first; takes
+# hours, may be interrupted, and goes on where it was
+fill: $(VENV)/.installed
+	$(BIN)/chgdb add $(SHARED)/data/structures.json.gz --properties $(SHARED)/data/properties_6059.csv.gz --store store
 	$(BIN)/chgdb predict --all --store store
 
 $(VENV)/.installed: pyproject.toml

@@ -60,7 +60,7 @@ def vasp_samples(paths: Sequence[Path]) -> list[Sample]:
     for path in find_densities(paths):
         density, _ = read_density(path)
         if points_per_angstrom(density.structure.lattice, density.grid) >= COARSEST:
-            samples.append(Sample(default_id(path, density), density))
+            samples.append(Sample(default_id(path, density.structure), density))
     return samples
 
 

@@ -375,7 +375,7 @@ def load(data: str, path: Path) -> ChargeDensity:
 def measure(job: Job) -> list[Point]:
     """Every codec on one density."""
     density = load(job.data, job.path)
-    id_ = default_id(job.path, density)
+    id_ = default_id(job.path, density.structure)
     points = list(our_points(job.data, id_, density))
     if job.rivals:
         points += rival_points(job.data, id_, density)

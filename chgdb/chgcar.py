@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Chgcar", "read_chgcar", "write_chgcar"]
+__all__ = ["Chgcar", "read_chgcar", "read_header", "write_chgcar"]
 
 _SMALLEST_VOLUME = 1e-6
 """A^3; below it a cell counts as flat."""
@@ -45,7 +45,7 @@ _ROWS_PER_CHUNK = 8192
 _BYTES_PER_CHUNK = 1 << 18
 
 _COPY_AGAIN = "copy the file again or rerun VASP"
-_IS_IT_A_CHGCAR = "check that it is a CHGCAR"
+_IS_IT_A_CHGCAR = "check that it is a CHGCAR or a POSCAR"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +105,27 @@ def read_chgcar(path: str | Path, *, species: Sequence[str] | None = None) -> Ch
         magnetization=_read_only(np.stack(blocks[1:])) if blocks[1:] else None,
     )
     return Chgcar(density, header, tuple(augmentation), tuple(moments))
+
+
+def read_header(
+    path: str | Path, *, species: Sequence[str] | None = None
+) -> tuple[Structure, bool]:
+    """The structure at the head of a POSCAR, CONTCAR or CHGCAR, and whether a density follows.
+
+    Args:
+        path: the file, plain or compressed.
+        species: one element symbol per group of atoms, for a header that does not name them.
+
+    Raises:
+        ChgcarError: as `read_chgcar`, of the header.
+    """
+    text = _Text(path, _load(path))
+    structure, _ = _read_header(text, species)
+    line: bytes | None = b""
+    while line is not None and not line.strip():
+        line = text.next_line()
+    fields = (line or b"").split()  # of the velocities of a CONTCAR, or of the grid
+    return structure, len(fields) == 3 and all(field.isdigit() for field in fields)
 
 
 def write_chgcar(

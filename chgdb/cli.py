@@ -70,7 +70,10 @@ Device = Annotated[
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Material ids.")]
 Paths = Annotated[
     list[Path],
-    typer.Argument(metavar="PATH...", help="Density files, folders of them, or globs."),
+    typer.Argument(
+        metavar="PATH...",
+        help="Densities, folders of them, globs; or POSCARs, CIFs and lists of structures.",
+    ),
 ]
 Species = Annotated[
     str | None,
@@ -726,6 +729,9 @@ def add(
     The payload of each keeps the density within the tolerance (0% is lossless); the latent is for
     machine learning.
 
+    A POSCAR, a CIF or a JSON list such as structures.json.gz gets a density that ChargE3Net
+    predicts, the smallest cell first (docs/charge3net.md); it never replaces one from DFT.
+
     Files stored already are skipped, so an interrupted run is resumed by repeating it. A bad file
     is reported, and stops no other.
     """
@@ -744,6 +750,9 @@ def add(
     if len(report) <= _LISTED_RECORDS:
         for row in report.added:
             grid = [row[f"grid_{axis}"] for axis in "abc"]
+            if row["source"] != "dft":
+                expected = f"NMAE of about {row['source_nmae']:.2g} % against DFT"
+                typer.echo(f"{row['id']}: predicted by {row['source']}, {expected}")
             typer.echo(
                 f"{row['id']}: added, {row['formula']}, {_by(grid)} points, "
                 f"{row['n_electrons']:.4f} electrons; payload {row['payload_bytes']} bytes, "

@@ -11,12 +11,13 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from chgdb import __version__
@@ -77,7 +78,9 @@ if TYPE_CHECKING:
     from chgdb.codec import Codec
     from chgdb.decoded import DecodedDensity
     from chgdb.density import Grid, Latent, Structure
-    from chgdb.intake import Intake
+    from chgdb.intake import Intake, Result
+    from chgdb.structure_files import StructureEntry
+    from chgdb.structure_intake import Entry
 
 __all__ = [
     "AddReport",
@@ -106,6 +109,9 @@ BATCH = 128
 
 _MATERIALS = 4096
 """Materials without a density that are committed together."""
+
+BATCH_SECONDS = 60.0
+"""After which a batch is complete: what an interrupt may lose of predicted densities."""
 
 BATCH_POINTS = 2**23
 """Grid points beyond which a batch is complete, such as four of 128^3: bounds the memory."""
@@ -876,14 +882,17 @@ class Database:
         processes: int | None = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> AddReport:
-        """Encode density files and store them.
+        """Encode densities and store them: those in files, and those predicted from structures.
+
+        A POSCAR, a CIF or a JSON list of structures (`chgdb.structure_files`) gets the density that
+        `chgdb.charge3net` predicts. It never takes the place of one from DFT.
 
         A file that is stored already (same SHA-256), with a payload that is as good as asked for,
         is skipped, so a run that was interrupted is resumed by repeating it. A bad file is reported
         and stops nothing.
 
         Args:
-            paths: files, folders and globs.
+            paths: files, folders and globs; of folders only the densities are taken.
             ids: one id per file; by default made from the names of the files.
             on_conflict: what to do when the id is taken by a record of another file, or of this
                 one with a worse payload.
@@ -897,13 +906,16 @@ class Database:
 
         Raises:
             InputError: there is nothing to add, or an argument cannot be used.
-            MissingExtraError: torch is not installed.
+            MissingExtraError: torch is not installed, or what predicts a density.
             ModelError: the encoder of the store is not found.
             StoreError: the store cannot be written.
         """
         from chgdb.archive import Tolerance, encode
+        from chgdb.charge3net import SOURCE, Charge3Net
         from chgdb.formats import find_densities
         from chgdb.intake import Intake, Known, read_properties, take_in_all
+        from chgdb.structure_files import holds_structures
+        from chgdb.structure_intake import read_entries, take_in_structures
 
         files = find_densities([paths] if isinstance(paths, str | Path) else paths)
         _check_add(files, paths, ids, on_conflict)
@@ -912,6 +924,10 @@ class Database:
             pass  # a store that cannot be written is told from before anything is read
         check_encodes(self._codec.config)  # and from an encoder that is not there, too
         tolerance = tolerance or Tolerance()
+        encode = partial(encode, tolerance=tolerance)
+        named = dict(zip(files, ids, strict=True)) if ids else {}
+        structures = [file for file in files if holds_structures(file, species=species)]
+        densities = [file for file in files if file not in set(structures)]
         stored: dict[str, Mapping[str, Any]] = {}
 
         def known(hashes: Sequence[str]) -> dict[str, str]:
@@ -927,35 +943,68 @@ class Database:
             }
 
         report = AddReport()
+        entries: list[Entry] = []
+        if structures:
+            network = Charge3Net(self.device)
+            entries = read_entries(structures, ids=named, species=species)
+        total = len(densities) + len(entries)
         met = _Met(named=ids is not None, on_conflict=on_conflict)
-        batch: list[Intake] = []
 
-        def tell() -> None:
+        def tell(*_: int) -> None:
             if progress:
-                progress(len(report), len(files))
+                progress(len(report), total)
 
-        results = take_in_all(
-            files,
-            ids=ids,
-            species=species,
-            known=known,
-            encode=partial(encode, tolerance=tolerance),
-            processes=processes,
-        )
-        for path, result in results:
-            if isinstance(result, Known):
-                _tell_stored(path, stored[result.id], tolerance, on_conflict, report)
-            elif not isinstance(result, Intake):
-                report.failed.append((path, str(result)))
-            elif met.is_new(result, report):
-                batch.append(result)
-                points = sum(math.prod(intake.density.grid) for intake in batch)
-                if len(batch) == BATCH or points >= BATCH_POINTS:
-                    self._add_batch(batch, table, tolerance, on_conflict, report)
-                    batch = []
+        def unneeded(path: Path, entry: StructureEntry) -> Known | None:
+            """Why a density need not be predicted, if that is so."""
+            id_ = known([entry.sha256]).get(entry.sha256)
+            if id_ is not None and (id_ == entry.id or path not in named):
+                return Known(id_, path)
+            found = self._table.select(
+                any_of("id", [entry.id]), [entry.id], columns=_STORED_COLUMNS
+            )
+            row = next(iter(found), None)
+            if row is not None and _is_better(row, entry.structure, SOURCE):
+                return Known(entry.id, path, _better(row))
+            return None
+
+        def store(results: Iterable[tuple[Path, Result]]) -> None:
+            batch: list[Intake] = []
+            begun = monotonic()
+            for path, result in results:
+                if isinstance(result, Known):
+                    if result.why:
+                        report.skipped.append((path, result.why))
+                    else:
+                        _tell_stored(path, stored[result.id], tolerance, on_conflict, report)
+                elif not isinstance(result, Intake):
+                    report.failed.append((path, str(result)))
+                elif met.is_new(result, report):
+                    batch.append(result)
+                    points = sum(math.prod(intake.density.grid) for intake in batch)
+                    late = monotonic() - begun > BATCH_SECONDS
+                    if len(batch) == BATCH or points >= BATCH_POINTS or late:
+                        self._add_batch(batch, table, tolerance, on_conflict, report)
+                        batch, begun = [], monotonic()
+                tell()
+            self._add_batch(batch, table, tolerance, on_conflict, report)
             tell()
-        self._add_batch(batch, table, tolerance, on_conflict, report)
-        tell()
+
+        store(
+            take_in_all(
+                densities,
+                ids=[named[file] for file in densities] if ids else None,
+                species=species,
+                known=known,
+                encode=encode,
+                processes=processes,
+            )
+        )
+        if entries:
+            store(
+                take_in_structures(
+                    entries, network, unneeded=unneeded, encode=encode, progress=tell
+                )
+            )
         return report
 
     def import_materials(
@@ -1170,10 +1219,16 @@ class Database:
         for intake in intakes:
             path, row = intake.path, taken.get(intake.id)
             same = row is not None and row["source_sha256"] == intake.sha256
-            if (
+            if row is not None and _is_better(row, intake.density.structure, intake.source):
+                report.skipped.append((path, _better(row)))
+            elif (
                 row is None
                 or _gives_way(row, intake)
-                or (on_conflict == "replace" and not (same and _holds(row, tolerance)))
+                or (
+                    on_conflict == "replace"
+                    and not (same and _holds(row, tolerance))
+                    and (intake.source == "dft" or row["source"] != "dft")
+                )
             ):
                 free.append(intake)
             elif same:
@@ -1507,6 +1562,18 @@ def _gives_way(row: Mapping[str, Any], intake: Intake) -> bool:
     return better and is_same_material(row, intake.density.structure.formula)
 
 
+def _is_better(row: Mapping[str, Any], structure: Structure, source: str) -> bool:
+    """Whether a record has a density from DFT, which a predicted one of it never replaces."""
+    from chgdb.rows import is_same_material
+
+    better = row["source"] == "dft" and source != "dft"
+    return better and is_same_material(row, structure.formula)
+
+
+def _better(row: Mapping[str, Any]) -> str:
+    return f"{row['id']} has a density from DFT, which a predicted one does not replace"
+
+
 def _taken(row: Mapping[str, Any], intake: Intake) -> str:
     """Why a file cannot become the record of its id."""
     from chgdb.rows import is_same_material
@@ -1514,8 +1581,6 @@ def _taken(row: Mapping[str, Any], intake: Intake) -> str:
     formula = intake.density.structure.formula
     if not is_same_material(row, formula):
         what = f"of {row['formula']}, and this file of {formula}"
-    elif intake.source != "dft" and row["source"] == "dft":
-        what = "with a density from DFT, which a predicted one does not replace"
     else:
         what = "of another file"
     return (

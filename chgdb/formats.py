@@ -348,13 +348,13 @@ def _natural(path: Path) -> tuple[list[list[str | int]], str]:
 
 # --- names ----------------------------------------------------------------------------------
 
-_GENERIC = re.compile(r"(CHG|CHGCAR|AECCAR[0-9]*|PARCHG)(\.([0-9]+|ALL[BK]))*")
+_GENERIC = re.compile(r"(CHG|CHGCAR|AECCAR[0-9]*|PARCHG|POSCAR|CONTCAR)(\.([0-9]+|ALL[BK]))*")
 """Names that VASP gives, whatever the material."""
-_DROPPED = (*_COMPRESSED, ".npz", ".vasp", ".CHGCAR", ".CHG")
+_DROPPED = (*_COMPRESSED, ".npz", ".vasp", ".CHGCAR", ".CHG", ".POSCAR", ".CONTCAR", ".cif")
 _LONGEST_ID = 64
 
 
-def default_id(path: str | Path, density: ChargeDensity) -> str:
+def default_id(path: str | Path, structure: Structure) -> str:
     """An id for the material in a file, made from its name.
 
     "mp-149" for mp-149.npz, mp-149.CHGCAR.gz and mp-149.vasp. Where the name says nothing, as
@@ -374,7 +374,7 @@ def default_id(path: str | Path, density: ChargeDensity) -> str:
     if 0 < len(name) <= _LONGEST_ID:
         return name
     digest = file_sha256(path)[:8]
-    name = name or _clean(density.structure.formula) or "density"
+    name = name or _clean(structure.formula) or "density"
     return f"{name[: _LONGEST_ID - len(digest) - 1]}-{digest}"
 
 

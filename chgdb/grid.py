@@ -18,8 +18,10 @@ from chgdb.units import BOHR, RYDBERG
 __all__ = [
     "crop",
     "fourier_resample",
+    "low_pass",
     "points_per_angstrom",
     "shift_origin",
+    "smooth",
     "spacing_grid",
     "vasp_grid",
     "zero_pad",
@@ -103,6 +105,29 @@ def shift_origin(values: NDArray[np.float64], shift: ArrayLike) -> NDArray[np.fl
     return np.fft.irfftn(coefficients, s=values.shape, axes=(0, 1, 2))
 
 
+def low_pass(
+    values: NDArray[np.float64], lattice: NDArray[np.float64], g_max: float
+) -> NDArray[np.float64]:
+    """The part of a field that waves with |G| of at most `g_max` make up; the mean is kept.
+
+    Args:
+        values: shape (n1, n2, n3).
+        lattice: shape (3, 3), rows in Angstrom.
+        g_max: 1/Angstrom, 2 pi included.
+    """
+    n1, n2, n3 = values.shape
+    h = np.stack(
+        np.meshgrid(
+            np.fft.fftfreq(n1, 1 / n1), np.fft.fftfreq(n2, 1 / n2), np.arange(n3 // 2 + 1),
+            indexing="ij",
+        ),
+        axis=-1,
+    )  # fmt: skip
+    length = 2 * np.pi * np.linalg.norm(h @ np.linalg.inv(lattice).T, axis=-1)
+    coefficients = np.where(length <= g_max, np.fft.rfftn(values, axes=(0, 1, 2)), 0.0)
+    return np.fft.irfftn(coefficients, s=values.shape, axes=(0, 1, 2))
+
+
 def zero_pad(values: NDArray[np.floating], box: Sequence[int]) -> NDArray[np.float64]:
     """The field in the low corner of a larger box of zeros.
 
@@ -162,18 +187,25 @@ def vasp_grid(lattice: NDArray[np.float64], encut: float = 500.0) -> Grid:
     """
     cutoff = math.sqrt(encut / RYDBERG) / BOHR
     lengths = np.linalg.norm(lattice, axis=1)
-    n1, n2, n3 = (2 * _smooth_even(int(4 * cutoff * x / (2 * math.pi) + 0.5)) for x in lengths)
+    n1, n2, n3 = (2 * smooth(int(4 * cutoff * x / (2 * math.pi) + 0.5)) for x in lengths)
     return n1, n2, n3
 
 
-def _smooth_even(n: int) -> int:
-    """The smallest even number of at least n (and 2) with no prime factor above 7."""
-    n = max(n, 2)
-    while True:
-        rest = n
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if n % 2 == 0 and rest == 1:
-            return n
-        n += 1
+def smooth(n: int, multiple: int = 2) -> int:
+    """The smallest multiple of at least n without a prime factor above 7: FFTs of it are fast.
+
+    Args:
+        n: a number of points.
+        multiple: itself without a prime factor above 7.
+    """
+    n = max(math.ceil(n / multiple), 1) * multiple
+    while not _is_smooth(n):
+        n += multiple
+    return n
+
+
+def _is_smooth(n: int) -> bool:
+    for prime in (2, 3, 5, 7):
+        while n % prime == 0:
+            n //= prime
+    return n == 1

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from chgdb.archive import Payload
 
 __all__ = [
+    "Encode",
     "FindKnown",
     "Intake",
     "Known",
+    "Result",
     "read_materials",
     "read_properties",
     "take_in",
@@ -62,8 +64,8 @@ class Intake:
     Attributes:
         id: the material id it gets.
         path: where it was read.
-        format: "chgcar" or "npz".
-        sha256: of the file.
+        format: "chgcar" or "npz"; of a predicted density the network and its weights.
+        sha256: of the file, or of the entry of a list of structures.
         density: what it holds.
         symmetry: of the structure.
         payload: of the density; None if none was asked for.
@@ -84,10 +86,17 @@ class Intake:
 
 @dataclass(frozen=True)
 class Known:
-    """A file that the store holds already, under this id."""
+    """A file that the store holds already, under this id, or does not need.
+
+    Attributes:
+        id: of the record.
+        path: of the file.
+        why: the file is not needed; "" if it is stored.
+    """
 
     id: str
     path: Path
+    why: str = ""
 
 
 Result = Intake | Known | ChgdbError
@@ -121,7 +130,9 @@ def take_in(
     """
     sha256 = sha256 or file_sha256(path)
     density, file_format = read_density(path, species=species)
-    identity = check_id(material_id if material_id is not None else default_id(path, density))
+    identity = check_id(
+        material_id if material_id is not None else default_id(path, density.structure)
+    )
     symmetry = find_symmetry(density.structure)
     try:
         payload = encode(density) if encode else None

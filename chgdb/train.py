@@ -166,7 +166,7 @@ def load_samples(
     parts: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
     for path in find_densities(paths):
         density, _ = read_density(path)
-        sample = Sample(default_id(path, density), density)
+        sample = Sample(default_id(path, density.structure), density)
         part = split_of(sample.id, splits)
         if part not in parts:
             raise InputError(

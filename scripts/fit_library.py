@@ -232,7 +232,7 @@ def survey(path: Path) -> Source:
     reach: dict[str, float] = {}
     for element, distance in zip(structure.species, nearest_distances(structure), strict=True):
         reach[element] = min(RADIUS_SHARE * float(distance), reach.get(element, math.inf))
-    return Source(default_id(path, density), path, cost, reach)
+    return Source(default_id(path, density.structure), path, cost, reach)
 
 
 # ---------------------------------------------------------------------- radii of spheres

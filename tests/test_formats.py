@@ -420,7 +420,7 @@ def test_an_unreadable_directory_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_an_id_is_made_from_the_name(name: str, expected: str) -> None:
-    assert default_id(Path("nowhere") / name, make_density()) == expected
+    assert default_id(Path("nowhere") / name, make_density().structure) == expected
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_a_name_that_says_nothing_gives_formula_and_hash(tmp_path: Path, name: s
     (tmp_path / name).write_bytes(b"some content")
     digest = hashlib.sha256(b"some content").hexdigest()
     assert file_sha256(tmp_path / name) == digest
-    assert default_id(tmp_path / name, make_density()) == f"TiO-{digest[:8]}"
+    assert default_id(tmp_path / name, make_density().structure) == f"TiO-{digest[:8]}"
 
 
 def test_long_names_stay_apart(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_long_names_stay_apart(tmp_path: Path) -> None:
     for last in "ab":
         path = tmp_path / ("x" * 80 + last)
         path.write_text(last)
-        ids.add(default_id(path, make_density()))
+        ids.add(default_id(path, make_density().structure))
     assert len(ids) == 2
     assert all(ID.fullmatch(name) for name in ids)
 
@@ -454,7 +454,7 @@ def test_every_default_id_is_valid(tmp_path: Path, name: str) -> None:
     if name in (".", "..") or len(os.fsencode(name)) > 255:
         return
     path.write_text("content")
-    assert ID.fullmatch(default_id(path, make_density()))
+    assert ID.fullmatch(default_id(path, make_density().structure))
     path.unlink()
 
 

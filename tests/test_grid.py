@@ -13,8 +13,10 @@ from chgdb.errors import InputError
 from chgdb.grid import (
     crop,
     fourier_resample,
+    low_pass,
     points_per_angstrom,
     shift_origin,
+    smooth,
     spacing_grid,
     vasp_grid,
     zero_pad,
@@ -184,3 +186,27 @@ def test_vasp_grid_is_smooth_and_grows_with_the_cutoff() -> None:
                 n //= prime
         assert n == 1
     assert vasp_grid(np.eye(3) * 5, 300) < vasp_grid(np.eye(3) * 5, 600)
+
+
+@given(st.integers(1, 3), st.integers(0, 3), st.integers(0, 3))
+def test_low_pass_keeps_waves_by_their_length(h: int, k: int, m: int) -> None:
+    lattice = np.array([[4.0, 0.0, 0.0], [1.0, 3.0, 0.0], [0.5, 0.5, 5.0]])
+    grid = (10, 12, 8)
+    axes = np.meshgrid(*(np.arange(n) / n for n in grid), indexing="ij")
+    wave = np.cos(2 * np.pi * sum(i * x for i, x in zip((h, k, m), axes, strict=True)))
+    length = 2 * np.pi * float(np.linalg.norm(np.linalg.inv(lattice) @ [h, k, m]))
+    kept = low_pass(1.5 + wave, lattice, length * 1.001)
+    np.testing.assert_allclose(kept, 1.5 + wave, atol=1e-12)
+    np.testing.assert_allclose(low_pass(1.5 + wave, lattice, length * 0.999), 1.5, atol=1e-12)
+
+
+@given(st.integers(1, 500), st.sampled_from([1, 2, 4, 6, 12]))
+def test_smooth_numbers(n: int, multiple: int) -> None:
+    found = smooth(n, multiple)
+    assert found >= n
+    assert found % multiple == 0
+    assert all(found % prime for prime in range(11, found + 1) if is_prime(prime))
+
+
+def is_prime(n: int) -> bool:
+    return all(n % k for k in range(2, int(n**0.5) + 1))
