@@ -28,7 +28,7 @@ docs: $(VENV)/.installed
 store: $(VENV)/.installed
 	test -e store/chgdb.json || $(BIN)/chgdb init store --attribution "$$(cat scripts/attribution.txt)"
 	$(BIN)/chgdb add $(SHARED)/densities --properties $(SHARED)/data/properties_6059.csv.gz --store store
-	$(BIN)/chgdb import-table $(SHARED)/data/properties_6059.csv.gz --store store
+	$(BIN)/chgdb import-table $(SHARED)/data/properties_6059.csv.gz --structures $(SHARED)/data/structures.json.gz --store store
 	$(BIN)/python scripts/import_features.py store $(SHARED)/data/structures.json.gz
 	$(BIN)/chgdb predict --all --store store
 

@@ -803,6 +803,10 @@ def import_table(
             metavar="CSV", help="material_id, formula, and properties as docs/format.md says."
         ),
     ],
+    structures: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Crystal structures by id, as `add` takes them."),
+    ] = None,
     store: Store = None,
 ) -> None:
     """Store what is known of materials whose densities are not there, or not yet.
@@ -811,18 +815,24 @@ def import_table(
     Records that are there get the properties.
     """
     from chgdb.intake import read_materials
+    from chgdb.structure_files import StructureEntry, read_structures
 
     materials = read_materials(table)
+    entries = read_structures(structures) if structures else []
+    known = {entry.id: entry.structure for entry in entries if isinstance(entry, StructureEntry)}
     with progress_bar("importing") as progress:
-        report = _open(store).import_materials(materials, progress=_heeding_interrupts(progress))
+        report = _open(store).import_materials(
+            materials, known, progress=_heeding_interrupts(progress)
+        )
     same = len(materials) - len(report.added) - len(report.updated) - len(report.failed)
     typer.echo(
         f"{len(report.added)} added, {len(report.updated)} updated, {same} as they were, "
         f"{len(report.failed)} failed"
     )
-    for material_id, why in report.failed:
-        _say(f"error: {material_id}: {why}")
-    if report.failed:
+    bad = [str(entry) for entry in entries if isinstance(entry, InputError)]
+    for why in [*bad, *(f"{material_id}: {why}" for material_id, why in report.failed)]:
+        _say(f"error: {why}")
+    if bad or report.failed:
         raise typer.Exit(1)
 
 

@@ -45,8 +45,8 @@ DENSITY = "density"
 
 _FITS = (
     f"(stored.origin = '{DENSITY}' OR materials.id IS NULL OR (materials.formula = stored.formula "
-    "AND coalesce(abs(stored.volume_per_atom * materials.n_atoms / materials.volume - 1), 0) "
-    "< 0.15))"
+    "AND (materials.source IS NULL OR "
+    "abs(stored.volume_per_atom * materials.n_atoms / materials.volume - 1) < 0.15)))"
 )
 """Whether the features of a data set are of the material that has their id in the store."""
 

@@ -17,10 +17,7 @@ A value is taken if it can be one of a solid:
 from __future__ import annotations
 
 import csv
-import json
-import lzma
 import math
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chgdb.density import Structure
 from chgdb.elasticity import poisson_ratio, youngs_modulus
-from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError
-from chgdb.files import compression_of, reason, shown
+from chgdb.files import reason, shown
 from chgdb.query import canonical_formula
 from chgdb.schema import check_id
 from chgdb.symmetry import Symmetry, space_group
@@ -47,7 +42,6 @@ __all__ = [
     "ReleaseTable",
     "find_latents",
     "read_latent",
-    "read_structures",
     "read_table",
 ]
 
@@ -262,40 +256,6 @@ def _implausible(values: Mapping[str, float]) -> list[tuple[str, str]]:
     )
     failed = {name: why for name, good, why in reversed(checks) if name in values and not good}
     return [(name, failed[name]) for name in _COLUMNS.values() if name in failed]
-
-
-# --- structures -------------------------------------------------------------------------------
-
-
-def read_structures(path: str | Path) -> tuple[dict[str, Structure], list[Finding]]:
-    """Crystal structures by material id, and what is wrong with others.
-
-    Args:
-        path: JSON, also compressed: a list of objects with `id`, `cell` (3, 3) rows in A,
-            `scaled_positions` (atom, 3) and `numbers` (atom), the atomic numbers.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        content = Path(path).read_bytes()
-        if compression := compression_of(content[:8]):
-            content = compression.decompress(content)
-        items = json.loads(content)
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{shown(path)}: not readable structures ({reason(error)})") from error
-    if not isinstance(items, list):
-        raise InputError(f"{shown(path)}: not a list of structures")
-    structures: dict[str, Structure] = {}
-    findings: list[Finding] = []
-    for number, item in enumerate(items):
-        try:
-            species = tuple(SYMBOLS[int(z) - 1] for z in item["numbers"] if int(z) > 0)
-            structure = Structure(item["cell"], species, item["scaled_positions"])
-            structures.setdefault(check_id(item["id"]), structure)
-        except (InputError, KeyError, IndexError, TypeError, ValueError) as error:
-            findings.append(Finding("bad structure", f"number {number}", reason(error)))
-    return structures, findings
 
 
 # --- the latents ------------------------------------------------------------------------------

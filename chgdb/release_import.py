@@ -31,10 +31,10 @@ from chgdb.release import (
     ReleaseTable,
     find_latents,
     read_latent,
-    read_structures,
     read_table,
 )
 from chgdb.schema import INFO_FILE, LATENT_BOX, EncoderInfo, LatentStorage, StoreInfo
+from chgdb.structure_files import StructureEntry, read_structures
 from chgdb.symmetry import find_symmetry
 from chgdb.weights import EncoderConfig
 
@@ -127,7 +127,7 @@ def import_release(
             CHGDB_STORE names, or ./store.
         decoder: Keras weights of the decoder, or of the whole autoencoder.
         encoder: Keras weights of the encoder, where they are a file of their own.
-        structures: a file of crystal structures, as `chgdb.release.read_structures` has them.
+        structures: a file of crystal structures, as of `chgdb.structure_files`.
         progress: called with the number of files done and the number of all.
 
     Raises:
@@ -140,7 +140,7 @@ def import_release(
     others = [Path(path) for path in (table, structures) if path is not None]
     tensors = _tensors(weights)
     content = read_table(table)
-    known, bad = read_structures(structures) if structures else ({}, [])
+    known, bad = _structures(structures) if structures else ({}, [])
     latents, findings = find_latents(folder, content.materials, [*others, *weights])
     database = _open(_folder(store), tensors, weights)
     report = ReleaseReport(rows=content.n_rows, files=len(latents))
@@ -150,6 +150,18 @@ def import_release(
             progress(done, len(latents))
     report.findings += [*findings, *bad, *content.findings]
     return report
+
+
+def _structures(path: str | Path) -> tuple[dict[str, Structure], list[Finding]]:
+    """The structures of a file by id, and what is wrong with others."""
+    found: dict[str, Structure] = {}
+    bad: list[Finding] = []
+    for entry in read_structures(path):
+        if isinstance(entry, StructureEntry):
+            found[entry.id] = entry.structure
+        else:
+            bad.append(Finding("bad structure", Path(path).name, str(entry)))
+    return found, bad
 
 
 # --- the encoder ------------------------------------------------------------------------------

@@ -990,7 +990,8 @@ def test_the_shipped_store_is_what_this_code_makes() -> None:
     database = Database(ROOT / "store")
     config = load_config(ROOT / "models" / database.info.encoder.id)
     assert config.weights_sha256 == database.info.encoder.weights_sha256
-    records = database.get(list(database))
+    assert len(database) == 6065
+    records = database.get(database.search(source="dft")["id"].tolist())
     assert len(records) == 390
     for record in records:
         assert record.row["formula"] == record.structure.formula
@@ -999,7 +1000,9 @@ def test_the_shipped_store_is_what_this_code_makes() -> None:
 
 
 def test_the_shipped_store_keeps_the_promised_error() -> None:
-    found = Database(ROOT / "store").select(where="split = 'test'", columns=["latent_nmae"])
+    found = Database(ROOT / "store").select(
+        source="dft", where="split = 'test'", columns=["latent_nmae"]
+    )
     errors = [error for (error,) in found.values]
     assert len(errors) > 40
     assert median(errors) < 1.5
@@ -1008,7 +1011,7 @@ def test_the_shipped_store_keeps_the_promised_error() -> None:
 
 def test_the_rows_of_the_shipped_arrays_belong_to_its_records() -> None:
     database = Database(ROOT / "store")
-    ids = list(database)
+    ids = database.search(source="dft")["id"].tolist()
     for record in database.get([ids[0], ids[len(ids) // 2], ids[-1]]):
         latent = record.latent()
         assert latent.n_electrons == record.row["n_electrons"]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
-import lzma
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,6 @@ from chgdb.release import (
     ReleaseTable,
     find_latents,
     read_latent,
-    read_structures,
     read_table,
 )
 from chgdb.symmetry import Symmetry
@@ -216,45 +212,6 @@ def test_the_real_table(shared: Path) -> None:
         "implausible poisson_ratio": 37,
         "implausible cohesive_energy": 5,
     }
-
-
-# --- structures -------------------------------------------------------------------------------
-
-CELL = [[0, 2.7, 2.7], [2.7, 0, 2.7], [2.7, 2.7, 0]]
-ATOMS = {"cell": CELL, "scaled_positions": [[0, 0, 0], [0.25, 0.25, 0.25]], "numbers": [14, 14]}
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
-def test_structures(tmp_path: Path, suffix: str) -> None:
-    bad = [
-        {**ATOMS, "id": "../x"},
-        {**ATOMS, "id": "mp-1", "numbers": [14, 999]},
-        {**ATOMS, "id": "mp-1", "numbers": [14, -1]},
-        {**ATOMS, "id": "mp-1", "numbers": [14]},
-        {**ATOMS, "id": "mp-1", "cell": [[0, 0, 0]] * 3},
-        {**ATOMS, "id": "mp-1", "scaled_positions": [[0, 0, "x"]] * 2},
-        {"id": "mp-1"},
-        [],
-        None,
-    ]
-    content = json.dumps([{**ATOMS, "id": "mp-149", "formula": "Si2"}, *bad]).encode()
-    if suffix:
-        content = gzip.compress(content) if suffix == ".gz" else lzma.compress(content)
-    (tmp_path / f"s.json{suffix}").write_bytes(content)
-    structures, findings = read_structures(tmp_path / f"s.json{suffix}")
-    assert structures.keys() == {"mp-149"}
-    assert structures["mp-149"].species == ("Si", "Si")
-    assert [finding.subject for finding in findings] == [f"number {i}" for i in range(1, 10)]
-    assert {finding.kind for finding in findings} == {"bad structure"}
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[" * 10**5, b"\x1f\x8b", b"\xfd7zXZ\x00", b"\xff"]
-)
-def test_no_structures(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "s.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"s\.json: not"):
-        read_structures(tmp_path / "s.json")
 
 
 # --- the latents ------------------------------------------------------------------------------

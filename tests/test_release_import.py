@@ -15,7 +15,7 @@ import pytest
 from conftest import KerasRelease, MakeFile, Run
 from test_keras_weights import DECODER, ENCODER, FLOAT32_ROUNDING
 from test_keras_weights import write as write_weights
-from test_release import ATOMS, LATENT, SILICON
+from test_release import LATENT, SILICON
 
 import chgdb.release_import
 from chgdb.database import Database
@@ -32,6 +32,12 @@ MAGNESIA = {
     "formula_sp": "MgO_225",
     "debye_temperature": "",
     "formation_energy_per_atom": "-8946770.646",
+}
+
+ATOMS = {
+    "cell": [[0, 2.7, 2.7], [2.7, 0, 2.7], [2.7, 2.7, 0]],
+    "scaled_positions": [[0, 0, 0], [0.25, 0.25, 0.25]],
+    "numbers": [14, 14],
 }
 
 
