@@ -226,7 +226,7 @@ def test_structures_that_fit_are_taken(release: Release, tmp_path: Path) -> None
     (tmp_path / "structures.json").write_text(json.dumps(items))
     report = release.load(structures=tmp_path / "structures.json")
     assert len(report.imported) == 2
-    assert ("bad structure", "number 2") in {(f.kind, f.subject) for f in report.findings}
+    assert ("bad structure", "structures.json") in {(f.kind, f.subject) for f in report.findings}
     (other,) = [f for f in report.findings if f.kind == "other structure"]
     assert (other.subject, other.detail) == ("mp-1265", "space group 216, not 225; not taken")
     database = release.database

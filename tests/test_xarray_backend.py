@@ -80,8 +80,9 @@ def test_types_do_not_depend_on_what_is_null(store: Path) -> None:
     assert np.isnan(dataset.bulk_modulus.sel(material="mp-5"))
     assert dataset.is_metal.sel(material=["mp-4", "mp-1"]).values.tolist() == [1.0, 0.0]
     assert np.isnan(dataset.is_metal.sel(material="mp-5"))
-    assert dataset.n_atoms.dtype == np.int64
-    assert dataset.latent_coarse.dtype == bool
+    assert dataset.n_elements.dtype == np.int64
+    assert dataset.n_atoms.dtype == np.float64
+    assert dataset.latent_coarse.dtype == np.float64
     assert dataset.split.sel(material="mp-5") == ""
     assert dataset.where(dataset.split == "train", drop=True).material.values.tolist() == [
         "mp-1",
