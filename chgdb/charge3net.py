@@ -337,7 +337,8 @@ class _Layers:
         channels = (self._weights[number][:, None] * angular).flatten(0, 1)
         one = own.new_ones(len(channels), 1)
         out = torch.cat([layer.lin2(channels, one), layer.lin3(channels, one)], dim=1)
-        return out * float(layer.num_neighbors) ** -0.5
+        table: torch.Tensor = out * float(layer.num_neighbors) ** -0.5
+        return table
 
 
 def _channels(product: Any) -> torch.Tensor:

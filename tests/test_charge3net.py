@@ -77,9 +77,8 @@ def test_it_predicts_what_pydemi_predicts(network: Charge3Net) -> None:
     from pydemi.io.base import Lattice
     from pydemi.io.base import Structure as PydemiStructure
 
-    structure = Structure(
-        [[3.1, 0, 0], [0.4, 2.9, 0], [0.2, 0.3, 3.3]], ("Li", "F"), [[0.1] * 3, [0.6, 0.5, 0.6]]
-    )
+    lattice = np.array([[3.1, 0, 0], [0.4, 2.9, 0], [0.2, 0.3, 3.3]])
+    structure = Structure(lattice, ("Li", "F"), np.array([[0.1, 0.1, 0.1], [0.6, 0.5, 0.6]]))
     grid = (5, 4, 6)
     crystal = PydemiStructure(
         Lattice(np.array(structure.lattice)), list(structure.species), structure.frac_coords
@@ -140,7 +139,7 @@ def test_it_knows_its_weights(network: Charge3Net) -> None:
 
 
 def test_an_unknown_element_is_told(network: Charge3Net) -> None:
-    structure = Structure(np.eye(3) * 4, ("Po", "Xe"), [[0, 0, 0], [0.5, 0.5, 0.5]])
+    structure = Structure(np.eye(3) * 4, ("Po", "Xe"), np.array([[0.0] * 3, [0.5] * 3]))
     with pytest.raises(InputError, match="Po, Xe: not among the 87 elements that ChargE3Net knows"):
         network.predict(structure)
     assert network.valence_electrons(structure_of("rock salt")) == 8
