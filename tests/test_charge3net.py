@@ -77,11 +77,8 @@ def test_it_predicts_what_pydemi_predicts(network: Charge3Net) -> None:
     from pydemi.io.base import Lattice
     from pydemi.io.base import Structure as PydemiStructure
 
-    structure = Structure(
-        np.array([[3.1, 0, 0], [0.4, 2.9, 0], [0.2, 0.3, 3.3]]),
-        ("Li", "F"),
-        np.array([[0.1] * 3, [0.6, 0.5, 0.6]]),
-    )
+    lattice = np.array([[3.1, 0, 0], [0.4, 2.9, 0], [0.2, 0.3, 3.3]])
+    structure = Structure(lattice, ("Li", "F"), np.array([[0.1, 0.1, 0.1], [0.6, 0.5, 0.6]]))
     grid = (5, 4, 6)
     crystal = PydemiStructure(
         Lattice(np.array(structure.lattice)), list(structure.species), structure.frac_coords
