@@ -159,6 +159,12 @@ def empty(models: Path, tmp_path: Path) -> Database:
     return Database.create(tmp_path / "empty", encoder="tiny-16")
 
 
+def state(store: Path) -> dict[str, bytes]:
+    """Every file of a store but its lock."""
+    files = (path for path in store.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
 class Outcome(NamedTuple):
     """What a command did."""
 

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "chgdb"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "elements", "nets", "property_nets", "perceptron"),
     ("files", "density", "query", "entropy", "library", "elasticity", "scores"),
-    ("schema", "chgcar", "grid", "stars", "composition"),
+    ("schema", "chgcar", "grid", "stars", "composition", "cluster"),
     (
         "arrays",
         "parquet",
@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("crystal", "similarity", "systems", "features", "inputs"),
     ("archive", "derived", "evaluation", "properties"),
-    ("predicting", "train_properties"),
+    ("predicting", "adding", "train_properties"),
     ("database", "train", "property_evaluation"),
     ("assessment",),
     ("cli", "xarray_backend"),
