@@ -33,7 +33,15 @@ from chgdb.schema import (
     check_packing,
 )
 
-__all__ = ["LatentArrays", "LatentStorage", "StoredLatent", "pack", "unpack"]
+__all__ = [
+    "LatentArrays",
+    "LatentStorage",
+    "Part",
+    "StoredLatent",
+    "pack",
+    "unpack",
+    "write_part",
+]
 
 _T = TypeVar("_T")
 
@@ -109,6 +117,21 @@ class StoredLatent:
     grid: Grid
     work_grid: Grid
     n_electrons: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows whose latents and payloads one process writes, while others write other parts.
+
+    Attributes:
+        start: the first row.
+        stop: the last row + 1.
+        byte: of the first payload; the others follow it.
+    """
+
+    start: int
+    stop: int
+    byte: int
 
 
 class _DurableStore(LocalStore):
@@ -250,16 +273,12 @@ class LatentArrays:
             ModelError: a latent value that the stored dtype cannot hold.
             StoreError: a gap before `start`, or the arrays cannot be written.
         """
-        if not 0 <= start <= self.n_rows:
-            raise StoreError(f"{self.path}: row {start} does not follow the {self.n_rows} rows")
         rows = self._checked(ids, latents, grids, work_grids, n_electrons)
         lengths = np.array([len(payload) for payload in payloads], np.int64)
         rows["payload_length"] = _shaped("payloads", lengths, (len(ids),))
         stop = start + len(ids)
         with _mapped(self.path):
-            if start < self.n_rows:
-                # a row without a record was never erased: it knows where its payload began
-                self._commit(start, int(self._row("payload_offset", start)))
+            self._drop_from(start)
             ends = (self.n_bytes or 0) + np.cumsum(lengths)
             rows["payload_offset"] = ends - lengths
             for name, values in rows.items():
@@ -270,6 +289,74 @@ class LatentArrays:
             content = np.frombuffer(b"".join(payloads), np.uint8)
             n_bytes = self._extend(_PAYLOAD, self.n_bytes or 0, content)
             self._commit(stop, n_bytes)
+
+    def reserve(self, start: int, lengths: Sequence[int]) -> list[Part]:
+        """Rows from `start` on in parts that can be written at once: none shares a shard file.
+
+        The lock of the store's one writer is held until `commit`. Rows from `start` on that are
+        there already, which a crash may leave, are dropped.
+
+        Args:
+            start: first row, at most `n_rows`.
+            lengths: of each row, bytes of the payload.
+
+        Raises:
+            StoreError: a gap before `start`, or the arrays cannot be written.
+        """
+        stop = start + len(lengths)
+        with _mapped(self.path):
+            self._drop_from(start)
+            latent, payload = _array(self._group, "latent"), _array(self._group, _PAYLOAD)
+            rows, size = (latent.shards or (1,))[0], (payload.shards or (1,))[0]
+            parts: list[Part] = []
+            byte = end = self.n_bytes or 0
+            for first in (start, *range(start - start % rows + rows, stop, rows)):
+                last = min(first - first % rows + rows, stop)
+                byte = -(-end // size) * size if parts else byte
+                parts.append(Part(first, last, byte))
+                end = byte + sum(lengths[first - start : last - start])
+            latent.resize((stop, *latent.shape[1:]))
+            payload.resize((end,))
+        return parts
+
+    def commit(
+        self,
+        parts: Sequence[Part],
+        ids: Sequence[str],
+        grids: ArrayLike,
+        work_grids: ArrayLike,
+        n_electrons: ArrayLike,
+        lengths: Sequence[int],
+    ) -> None:
+        """Commit rows whose latents and payloads `write_part` has written; they become the last.
+
+        Args:
+            parts: what `reserve` gave.
+            ids: one material id per row.
+            grids: as of `write`, like `work_grids` and `n_electrons`.
+            work_grids: shape (row, 3).
+            n_electrons: shape (row,).
+            lengths: of each row, bytes of the payload.
+
+        Raises:
+            InputError: an id, a shape or a number that cannot be stored.
+            StoreError: the arrays cannot be written.
+        """
+        start = parts[0].start
+        blank = np.zeros((len(ids), *self.storage.shape), self.storage.dtype)
+        rows = self._checked(ids, blank, grids, work_grids, n_electrons)
+        del rows["latent"]
+        sizes = np.asarray(lengths, np.int64)
+        rows["payload_length"] = _shaped("lengths", sizes, (len(ids),))
+        offsets = []
+        for part in parts:
+            inside = sizes[part.start - start : part.stop - start]
+            offsets.append(part.byte + np.cumsum(inside) - inside)
+        rows["payload_offset"] = np.concatenate(offsets)
+        with _mapped(self.path):
+            for name, values in rows.items():
+                self._extend(name, start, values)
+            self._commit(parts[-1].stop, int(rows["payload_offset"][-1] + sizes[-1]))
 
     def read(self, row: int, expected_id: str) -> StoredLatent:
         """One row, if it belongs to the material it should.
@@ -356,6 +443,14 @@ class LatentArrays:
         start = int(self._row("payload_offset", row))
         return start, start + int(self._row("payload_length", row))
 
+    def _drop_from(self, start: int) -> None:
+        """Take back the rows from `start` on, which have no records."""
+        if not 0 <= start <= self.n_rows:
+            raise StoreError(f"{self.path}: row {start} does not follow the {self.n_rows} rows")
+        if start < self.n_rows:
+            # a row without a record was never erased: it knows where its payload began
+            self._commit(start, int(self._row("payload_offset", start)))
+
     def _extend(self, name: str, start: int, values: NDArray[Any]) -> int:
         """Write from `start` on, to the new end of the array; where that is."""
         array = _array(self._group, name)
@@ -418,6 +513,29 @@ class LatentArrays:
     def _commit(self, n_rows: int, n_bytes: int) -> None:
         _commit(self.path, n_rows, n_bytes)
         self.n_rows, self.n_bytes = n_rows, n_bytes
+
+
+def write_part(
+    path: str | Path, part: Part, latents: Sequence[NDArray[Any]], payloads: Sequence[bytes]
+) -> None:
+    """Write what `LatentArrays.reserve` has made room for, and nothing else; in any process.
+
+    Written once more, the same gives the same.
+
+    Args:
+        path: of the group.
+        part: one that `reserve` gave.
+        latents: of each row, packed in the stored dtype.
+        payloads: of each row; empty where there is none.
+
+    Raises:
+        StoreError: the arrays cannot be written.
+    """
+    with _mapped(Path(path)):
+        group = zarr.open_group(_DurableStore(Path(path)), mode="r+", use_consolidated=False)
+        _array(group, "latent")[part.start : part.stop] = np.stack(latents)
+        content = np.frombuffer(b"".join(payloads), np.uint8)
+        _array(group, _PAYLOAD)[part.byte : part.byte + len(content)] = content
 
 
 def _create_arrays(group: zarr.Group, storage: LatentStorage) -> None:

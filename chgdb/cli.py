@@ -20,7 +20,7 @@ import typer
 from chgdb import __version__
 from chgdb.errors import ChgdbError, InputError, MissingExtraError, UnknownIdError
 from chgdb.export import json_ready
-from chgdb.files import one_line, reason
+from chgdb.files import one_line, reason, shown
 from chgdb.output import (
     Listing,
     Report,
@@ -73,6 +73,14 @@ Paths = Annotated[
     typer.Argument(
         metavar="PATH...",
         help="Densities, folders of them, globs; or POSCARs, CIFs and lists of structures.",
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Work on a dask cluster: tcp://HOST:PORT, or local:N for N workers on this machine.",
+        show_default=False,
     ),
 ]
 Species = Annotated[
@@ -569,6 +577,7 @@ def predict(
     force: Annotated[
         bool, typer.Option("--force", help="With --all: predict also what is up to date.")
     ] = False,
+    scheduler: Scheduler = None,
     model: Model = None,
     species: Species = None,
     store: Store = None,
@@ -585,9 +594,11 @@ def predict(
         raise InputError("name materials or files to predict, or give --all for every material")
     if force and not everything:
         raise InputError("--force goes with --all")
+    if scheduler and not everything:
+        raise InputError("--scheduler goes with --all")
     database = _open(store)
     if everything:
-        _predict_all(database, model, force, format)
+        _predict_all(database, model, force, scheduler, format)
         return
     with progress_bar("predicting") as progress:
         frame = database.predict(
@@ -619,10 +630,14 @@ def _symbols(text: str | None) -> list[str] | None:
     return None if text is None else text.replace(",", " ").split()
 
 
-def _predict_all(database: Database, model: str | None, force: bool, wanted: Report) -> None:
+def _predict_all(
+    database: Database, model: str | None, force: bool, scheduler: str | None, wanted: Report
+) -> None:
     start = perf_counter()
     with progress_bar("predicting") as progress:
-        report = database.predict_all(model, force=force, progress=_heeding_interrupts(progress))
+        report = database.predict_all(
+            model, force=force, scheduler=scheduler, progress=_heeding_interrupts(progress)
+        )
     seconds = perf_counter() - start
     if wanted is Report.TABLE:
         typer.echo(
@@ -688,7 +703,14 @@ def init(
 
 @app.command()
 def add(
-    paths: Paths,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="PATH...", help="Density files, folders of them, or globs."),
+    ] = None,
+    files_from: Annotated[
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="More paths, one a line; - reads them here."),
+    ] = None,
     id: Annotated[  # noqa: A002
         list[str] | None,
         typer.Option("--id", help="Id of the record, once per file; by default from its name."),
@@ -718,7 +740,17 @@ def add(
         typer.Option(
             min=1,
             metavar="N",
-            help="Processes that read files and make payloads; by default as many as pay.",
+            help="Processes that read and encode files; by default as many as pay.",
+        ),
+    ] = None,
+    scheduler: Scheduler = None,
+    refine: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="STEPS",
+            help="Steps that improve each latent; fewer are faster and less exact (docs/bulk.md).",
+            show_default=False,
         ),
     ] = None,
     store: Store = None,
@@ -736,15 +768,19 @@ def add(
     is reported, and stops no other.
     """
     limit = _parse_tolerance(tolerance, max_error)
+    if not paths and files_from is None:
+        raise InputError("name files to add, or a list of them with --list")
     with progress_bar("adding") as progress:
         report = _open(store, device).add(
-            paths,
+            [*(paths or []), *(_listed(files_from) if files_from else [])],
             ids=id or None,
             on_conflict=on_conflict.value,
             species=_symbols(species),
             properties=properties,
             tolerance=limit,
             processes=processes,
+            scheduler=scheduler,
+            refine_steps=refine,
             progress=_heeding_interrupts(progress),
         )
     if len(report) <= _LISTED_RECORDS:
@@ -776,6 +812,16 @@ def add(
         _say(f"error: {why}")
     if report.failed:
         raise typer.Exit(1)
+
+
+def _listed(path: Path) -> list[Path]:
+    """The paths in a list, one a line."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8", "surrogateescape")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from error
+    lines = (line.strip() for line in text.splitlines())
+    return [Path(line) for line in lines if line]
 
 
 def _parse_tolerance(text: str | None, max_error: float | None) -> Tolerance:

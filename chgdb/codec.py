@@ -72,6 +72,12 @@ class Codec(ABC):
         self.device = device
         self.net = net.to(device).eval()
 
+    def refining(self, steps: int | None) -> Codec:
+        """This codec with another number of steps in `refined`; None for that of the encoder."""
+        if steps is None or steps == self.config.refine_steps:
+            return self
+        return type(self)(replace(self.config, refine_steps=steps), self.net, self.device)
+
     @property
     def latent_storage(self) -> LatentStorage:
         """How a store keeps latents of this encoder."""

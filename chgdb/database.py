@@ -11,19 +11,17 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from chgdb import __version__
 from chgdb.derived import Derived
 from chgdb.errors import (
-    ChgdbError,
     InputError,
     MissingExtraError,
     ModelError,
@@ -73,29 +71,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from chgdb.archive import Tolerance
+    from chgdb.adding import AddReport, OnConflict
+    from chgdb.archive import Payload, Tolerance
     from chgdb.arrays import LatentArrays
+    from chgdb.cluster import Cluster
     from chgdb.codec import Codec
     from chgdb.decoded import DecodedDensity
-    from chgdb.density import Grid, Latent, Structure
-    from chgdb.intake import Intake, Result
-    from chgdb.structure_files import StructureEntry
-    from chgdb.structure_intake import Entry
+    from chgdb.density import ChargeDensity, Grid, Latent, Structure
+    from chgdb.intake import FindKnown, Result
 
 __all__ = [
-    "AddReport",
     "Database",
     "Filters",
     "ImportReport",
-    "OnConflict",
     "PredictReport",
     "Range",
     "Record",
     "Source",
 ]
-
-OnConflict = Literal["error", "skip", "replace"]
-"""What `add` does with a file whose id is taken by a record of another file."""
 
 Source = Literal["payload", "latent"]
 """What `decode` makes a density from."""
@@ -104,17 +97,11 @@ LOCK_FILE = ".lock"
 LOCK_TIMEOUT = 30.0
 """Seconds to wait for another writer."""
 
-BATCH = 128
-"""Densities that are encoded and committed together, at most."""
+_BATCH = 128
+"""Records that are copied together."""
 
 _MATERIALS = 4096
 """Materials without a density that are committed together."""
-
-BATCH_SECONDS = 60.0
-"""After which a batch is complete: what an interrupt may lose of predicted densities."""
-
-BATCH_POINTS = 2**23
-"""Grid points beyond which a batch is complete, such as four of 128^3: bounds the memory."""
 
 _PREDICTED_VALUES = [f"{name}{end}" for name in PREDICTED for end in ("", "_low", "_high")]
 
@@ -139,24 +126,6 @@ LARGEST_GRID = 2**27
 
 
 @dataclass
-class AddReport:
-    """What `Database.add` did with every file.
-
-    Attributes:
-        added: one row of the table per new record.
-        skipped: (file, why) of those that are stored already, or whose id is taken.
-        failed: (file, why) of those that could not be added; the reason names the file.
-    """
-
-    added: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
-    failed: list[tuple[Path, str]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.added) + len(self.skipped) + len(self.failed)
-
-
-@dataclass
 class ImportReport:
     """What `Database.import_materials` did with every material.
 
@@ -171,13 +140,13 @@ class ImportReport:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False)
-class _Encoded:
-    """A density on its way into the store: the file, the row and the latent."""
+class _Options(TypedDict):
+    """How files are read, in whatever process."""
 
-    intake: Intake
-    row: dict[str, Any]
-    values: NDArray[np.float32]
+    ids: Sequence[str] | None
+    species: Sequence[str] | None
+    known: FindKnown
+    encode: Callable[[ChargeDensity], Payload]
 
 
 class Record:
@@ -309,6 +278,7 @@ class Database:
             self._table,
             self._derived,
             decode=lambda row: self._from_payload(Record(self, row), None),
+            decode_at=_decoded_at,
             writing=lambda wait: self._writing(wait=wait),
         )
 
@@ -770,6 +740,7 @@ class Database:
         model: str | Path | None = None,
         *,
         force: bool = False,
+        scheduler: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> PredictReport:
         """Predict every material with features and store what comes out.
@@ -782,6 +753,7 @@ class Database:
         Args:
             model: id or folder of the model; None for the default one.
             force: predict also what is up to date.
+            scheduler: of a dask cluster whose workers compute, as of `chgdb.cluster.connected`.
             progress: called with the number of materials done and of all.
 
         Raises:
@@ -789,7 +761,10 @@ class Database:
             MissingExtraError: a package that the model needs is not installed.
             StoreError: the store cannot be written.
         """
-        return self._predictor.predict_all(model, progress, force=force)
+        from chgdb.cluster import connected
+
+        with connected(scheduler, self.path) if scheduler else nullcontext() as cluster:
+            return self._predictor.predict_all(model, progress, force=force, cluster=cluster)
 
     def features(self) -> pd.DataFrame:
         """The feature table (`chgdb.features`) of all materials that have features.
@@ -880,6 +855,8 @@ class Database:
         properties: str | Path | None = None,
         tolerance: Tolerance | None = None,
         processes: int | None = 1,
+        scheduler: str | None = None,
+        refine_steps: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> AddReport:
         """Encode densities and store them: those in files, and those predicted from structures.
@@ -899,9 +876,12 @@ class Database:
             species: element symbols for CHGCARs that do not name them.
             properties: CSV of reference properties by material id.
             tolerance: the largest error of the payloads; by default 0.1 % NMAE.
-            processes: how many read files and make payloads; None for as many as pay for their
-                start. With more than one, a script needs `if __name__ == "__main__":` around its
-                work.
+            processes: how many read and encode files; None for as many as pay for their start. With
+                more than one, a script needs `if __name__ == "__main__":` around its work.
+            scheduler: of a dask cluster whose workers read and encode the files and write what is
+                large, as of `chgdb.cluster.connected`; `processes` has no meaning then.
+            refine_steps: steps that improve each latent through the decoder; None for those of the
+                encoder. Fewer take less time and leave larger errors, which are stored.
             progress: called with the number of files done and the number of all.
 
         Raises:
@@ -910,102 +890,83 @@ class Database:
             ModelError: the encoder of the store is not found.
             StoreError: the store cannot be written.
         """
+        from chgdb.adding import Adder, Encoder, encode_or_report, encoded_by
         from chgdb.archive import Tolerance, encode
-        from chgdb.charge3net import SOURCE, Charge3Net
+        from chgdb.charge3net import Charge3Net
+        from chgdb.cluster import connected
         from chgdb.formats import find_densities
-        from chgdb.intake import Intake, Known, read_properties, take_in_all
+        from chgdb.intake import read_properties, take_in_all, worthwhile_processes
         from chgdb.structure_files import holds_structures
         from chgdb.structure_intake import read_entries, take_in_structures
 
         files = find_densities([paths] if isinstance(paths, str | Path) else paths)
         _check_add(files, paths, ids, on_conflict)
+        if refine_steps is not None and refine_steps < 0:
+            raise InputError(f"{refine_steps} steps of refinement: give 0 or more")
         table = read_properties(properties) if properties else {}
         with self._writing():
             pass  # a store that cannot be written is told from before anything is read
-        check_encodes(self._codec.config)  # and from an encoder that is not there, too
+        codec = self._codec.refining(refine_steps)
+        check_encodes(codec.config)  # and an encoder that is not there is told, too
         tolerance = tolerance or Tolerance()
-        encode = partial(encode, tolerance=tolerance)
         named = dict(zip(files, ids, strict=True)) if ids else {}
         structures = [file for file in files if holds_structures(file, species=species)]
         densities = [file for file in files if file not in set(structures)]
-        stored: dict[str, Mapping[str, Any]] = {}
-
-        def known(hashes: Sequence[str]) -> dict[str, str]:
-            """The ids of the files that need not be read again, by their SHA-256."""
-            found = self._table.select(
-                any_of("source_sha256", hashes), hashes, columns=_STORED_COLUMNS
-            )
-            stored.update((row["id"], row) for row in found)
-            return {
-                row["source_sha256"]: row["id"]
-                for row in found
-                if on_conflict != "replace" or _holds(row, tolerance)
-            }
-
-        report = AddReport()
-        entries: list[Entry] = []
-        if structures:
-            network = Charge3Net(self.device)
-            entries = read_entries(structures, ids=named, species=species)
-        total = len(densities) + len(entries)
-        met = _Met(named=ids is not None, on_conflict=on_conflict)
-
-        def tell(*_: int) -> None:
-            if progress:
-                progress(len(report), total)
-
-        def unneeded(path: Path, entry: StructureEntry) -> Known | None:
-            """Why a density need not be predicted, if that is so."""
-            id_ = known([entry.sha256]).get(entry.sha256)
-            if id_ is not None and (id_ == entry.id or path not in named):
-                return Known(id_, path)
-            found = self._table.select(
-                any_of("id", [entry.id]), [entry.id], columns=_STORED_COLUMNS
-            )
-            row = next(iter(found), None)
-            if row is not None and _is_better(row, entry.structure, SOURCE):
-                return Known(entry.id, path, _better(row))
-            return None
-
-        def store(results: Iterable[tuple[Path, Result]]) -> None:
-            batch: list[Intake] = []
-            begun = monotonic()
-            for path, result in results:
-                if isinstance(result, Known):
-                    if result.why:
-                        report.skipped.append((path, result.why))
-                    else:
-                        _tell_stored(path, stored[result.id], tolerance, on_conflict, report)
-                elif not isinstance(result, Intake):
-                    report.failed.append((path, str(result)))
-                elif met.is_new(result, report):
-                    batch.append(result)
-                    points = sum(math.prod(intake.density.grid) for intake in batch)
-                    late = monotonic() - begun > BATCH_SECONDS
-                    if len(batch) == BATCH or points >= BATCH_POINTS or late:
-                        self._add_batch(batch, table, tolerance, on_conflict, report)
-                        batch, begun = [], monotonic()
-                tell()
-            self._add_batch(batch, table, tolerance, on_conflict, report)
-            tell()
-
-        store(
-            take_in_all(
-                densities,
-                ids=[named[file] for file in densities] if ids else None,
-                species=species,
-                known=known,
-                encode=encode,
-                processes=processes,
-            )
+        network = Charge3Net(self.device) if structures else None
+        entries = read_entries(structures, ids=named, species=species)
+        if processes is None:
+            processes = worthwhile_processes(densities, encoding=True)
+        info = self.info.encoder
+        encoder = Encoder(
+            info.id,
+            info.weights_sha256,
+            self._own_encoder(),
+            self.info.latent,
+            self.device,
+            max(1, (os.cpu_count() or 1) // processes),
+            refine_steps,
         )
-        if entries:
-            store(
-                take_in_structures(
-                    entries, network, unneeded=unneeded, encode=encode, progress=tell
-                )
+
+        def tell(done: int) -> None:
+            if progress:
+                progress(done, len(densities) + len(entries))
+
+        with connected(scheduler, self.path) if scheduler else nullcontext() as cluster:
+            adder = Adder(
+                self._table,
+                self._writing,
+                partial(self._commit_added, cluster),
+                lambda intakes: encode_or_report(codec, intakes, self.info.latent),
+                tolerance=tolerance,
+                on_conflict=on_conflict,
+                properties=table,
+                named=ids is not None,
             )
-        return report
+            options: _Options = {
+                "ids": [named[file] for file in densities] if ids else None,
+                "species": species,
+                "known": adder.known,
+                "encode": partial(encode, tolerance=tolerance),
+            }
+            results: Iterator[tuple[Path, Result]]
+            if cluster:
+                results = encoded_by(
+                    cluster, [f.absolute() for f in densities], finish=encoder, **options
+                )
+            else:
+                finish = encoder if codec.device == "cpu" else None
+                results = take_in_all(densities, finish=finish, processes=processes, **options)
+            report = adder.add(results, tell)
+            if network is not None:
+                results = take_in_structures(
+                    entries,
+                    network,
+                    unneeded=adder.unneeded,
+                    encode=options["encode"],
+                    progress=lambda *_: tell(len(report)),
+                )
+                adder.add(results, tell)
+            return report
 
     def import_materials(
         self,
@@ -1133,8 +1094,8 @@ class Database:
             target = Database._create(partial, info)
             if encoder := self._own_encoder():
                 shutil.copytree(encoder, partial / ENCODER_FOLDER)
-            for start in range(0, len(records), BATCH):
-                part = records[start : start + BATCH]
+            for start in range(0, len(records), _BATCH):
+                part = records[start : start + _BATCH]
                 latents = [
                     None if record.row["work_grid_a"] is None else record.latent().values
                     for record in part
@@ -1176,123 +1137,6 @@ class Database:
             self.copy(path, [row["id"] for row in selection])
         return len(selection)
 
-    def _add_batch(
-        self,
-        batch: Sequence[Intake],
-        table: Mapping[str, Mapping[str, Any]],
-        tolerance: Tolerance,
-        on_conflict: OnConflict,
-        report: AddReport,
-    ) -> None:
-        """Encode and commit what does not conflict."""
-        chosen = self._without_conflicts(batch, tolerance, on_conflict, report)
-        encoded = {item.intake.id: item for item in self._encode_or_report(chosen, report)}
-        if not encoded:
-            return
-        with self._writing() as confirm:
-            # Another process may have added the same id while this one was encoding.
-            intakes = [intake for intake in chosen if intake.id in encoded]
-            free = self._without_conflicts(intakes, tolerance, on_conflict, report)
-            known = self._properties(free)
-            rows = [
-                {**encoded[id_].row, **known.get(id_, {}), **table.get(id_, {})}
-                for id_ in (intake.id for intake in free)
-            ]
-            latents = [encoded[intake.id].values for intake in free]
-            payloads = [intake.payload.data if intake.payload else b"" for intake in free]
-            if rows:
-                self._commit(rows, latents, payloads, confirm, replacing=True)
-        report.added += rows
-
-    def _without_conflicts(
-        self,
-        intakes: Sequence[Intake],
-        tolerance: Tolerance,
-        on_conflict: OnConflict,
-        report: AddReport,
-    ) -> list[Intake]:
-        """The files whose ids are free, or to be replaced."""
-        ids = [intake.id for intake in intakes]
-        found = self._table.select(any_of("id", ids), ids, columns=_STORED_COLUMNS)
-        taken = {row["id"]: row for row in found}
-        free = []
-        for intake in intakes:
-            path, row = intake.path, taken.get(intake.id)
-            same = row is not None and row["source_sha256"] == intake.sha256
-            if row is not None and _is_better(row, intake.density.structure, intake.source):
-                report.skipped.append((path, _better(row)))
-            elif (
-                row is None
-                or _gives_way(row, intake)
-                or (
-                    on_conflict == "replace"
-                    and not (same and _holds(row, tolerance))
-                    and (intake.source == "dft" or row["source"] != "dft")
-                )
-            ):
-                free.append(intake)
-            elif same:
-                _tell_stored(path, row, tolerance, on_conflict, report)
-            elif on_conflict == "skip":
-                report.skipped.append((path, f"id {intake.id} is taken"))
-            else:
-                report.failed.append((path, f"{shown(path)}: {_taken(row, intake)}"))
-        return free
-
-    def _properties(self, intakes: Sequence[Intake]) -> dict[str, dict[str, Any]]:
-        """By id, the properties of records that are about to get another density."""
-        by_id = {intake.id: intake for intake in intakes}
-        found = self._table.select(any_of("id", list(by_id)), list(by_id))
-        return {
-            row["id"]: known_properties(row)
-            for row in found
-            if row["source_sha256"] == by_id[row["id"]].sha256 or _gives_way(row, by_id[row["id"]])
-        }
-
-    def _encode_or_report(self, intakes: Sequence[Intake], report: AddReport) -> list[_Encoded]:
-        """Encode together; if that fails, in halves, so that a bad density stops no other."""
-        if not intakes:
-            return []
-        try:
-            return self._encode(intakes)
-        except (ChgdbError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError
-            if len(intakes) == 1:
-                path = intakes[0].path
-                report.failed.append((path, f"{shown(path)}: cannot be encoded: {reason(error)}"))
-                return []
-        half = len(intakes) // 2
-        parts = (intakes[:half], intakes[half:])
-        return [item for part in parts for item in self._encode_or_report(part, report)]
-
-    def _encode(self, intakes: Sequence[Intake]) -> list[_Encoded]:
-        """Rows and latents of densities; the errors in the rows are those of the stored bytes."""
-        from chgdb.metrics import compare
-        from chgdb.rows import describe_intake, describe_payload
-
-        densities = [intake.density for intake in intakes]
-        latents = [
-            self._codec.stored(latent, self.info.latent) for latent in self._codec.encode(densities)
-        ]
-        structures = [density.structure for density in densities]
-        grids = [density.grid for density in densities]
-        decoded = self._codec.decode(latents, structures, grids)
-        encoded = []
-        for intake, latent, back in zip(intakes, latents, decoded, strict=True):
-            error = compare(back, intake.density)
-            row = {
-                **describe_intake(intake),
-                "work_grid_a": latent.work_grid[0],
-                "work_grid_b": latent.work_grid[1],
-                "work_grid_c": latent.work_grid[2],
-                "latent_nmae": error.nmae,
-                "latent_max_error": error.max_error,
-                "latent_electron_error": error.electron_error,
-                "latent_coarse": self._codec.is_coarse(intake.density.structure.lattice),
-                **describe_payload(intake.payload),
-            }
-            encoded.append(_Encoded(intake, row, latent.values))
-        return encoded
-
     def _commit(
         self,
         rows: Sequence[Mapping[str, Any]],
@@ -1313,11 +1157,8 @@ class Database:
         import numpy as np
 
         ids = [row["id"] for row in rows]
-        old = self._table.select(any_of("id", ids), ids, columns=["row"]).values
+        old = self._superseded(ids)
         start = self._table.next_row
-        if old:
-            self._derived.forget(ids)
-        _keep_library(self.place)
         arrays = self._writable_arrays()
         blank = np.zeros(self.info.latent.shape, np.float32)
         dense = any(latent is not None for latent in latents)
@@ -1327,15 +1168,47 @@ class Database:
             np.stack([blank if values is None else values for values in latents])
             if dense
             else None,
-            [[row.get(f"grid_{axis}") or 0 for axis in "abc"] for row in rows],
-            [[row.get(f"work_grid_{axis}") or 0 for axis in "abc"] for row in rows],
-            [row.get("n_electrons") or 0.0 for row in rows],
+            *_small_arrays(rows),
             payloads,
         )
         confirm()
         self._table.append(rows, start, replaces=replacing and bool(old))
+        arrays.erase(old)
+
+    def _commit_added(
+        self,
+        cluster: Cluster | None,
+        rows: Sequence[Mapping[str, Any]],
+        bulks: Sequence[Any],
+        confirm: Callable[[], None],
+    ) -> None:
+        """`_commit` of records with densities; workers of a cluster write what they keep."""
+        from chgdb.adding import Kept, written
+
+        if cluster is None or not isinstance(bulks[0], Kept):
+            latents = [bulk.latent for bulk in bulks]
+            payloads = [bulk.payload for bulk in bulks]
+            self._commit(rows, latents, payloads, confirm, replacing=True)
+            return
+        ids = [row["id"] for row in rows]
+        old = self._superseded(ids)
+        start = self._table.next_row
+        arrays = self._writable_arrays()
+        lengths = [kept.payload_bytes for kept in bulks]
+        parts = arrays.reserve(start, lengths)
+        written(cluster, self.path / ARRAYS_FOLDER, parts, bulks)
+        arrays.commit(parts, ids, *_small_arrays(rows), lengths)
+        confirm()
+        self._table.append(rows, start, replaces=bool(old))
+        arrays.erase(old)
+
+    def _superseded(self, ids: Sequence[str]) -> list[int]:
+        """The rows of the records with these ids, which are about to get others."""
+        old = [row for (row,) in self._table.select(any_of("id", ids), ids, columns=["row"]).values]
         if old:
-            arrays.erase([row for (row,) in old])
+            self._derived.forget(ids)
+        _keep_library(self.place)
+        return old
 
     def _writable_arrays(self) -> LatentArrays:
         from chgdb.arrays import LatentArrays
@@ -1360,33 +1233,6 @@ class Database:
             yield confirm
 
 
-class _Met:
-    """The files of one call of `add`, so that none is stored twice and no id given twice."""
-
-    def __init__(self, *, named: bool, on_conflict: OnConflict) -> None:
-        self._named = named
-        self._on_conflict = on_conflict
-        self._by_sha256: dict[str, Path] = {}
-        self._by_id: dict[str, Path] = {}
-
-    def is_new(self, intake: Intake, report: AddReport) -> bool:
-        """Whether to go on with a file; if not, the report says why."""
-        path = intake.path
-        first = self._by_sha256.setdefault(intake.sha256, path)
-        if first != path and not self._named:
-            report.skipped.append((path, f"the same content as {shown(first)}"))
-            return False
-        first = self._by_id.setdefault(intake.id, path)
-        if first == path:
-            return True
-        why = f"id {intake.id} is also that of {shown(first)}"
-        if self._on_conflict == "skip":
-            report.skipped.append((path, why))
-        else:
-            report.failed.append((path, f"{shown(path)}: {why}; give --id for each file"))
-        return False
-
-
 def _check_add(
     files: Sequence[Path],
     paths: str | Path | Sequence[str | Path],
@@ -1394,6 +1240,8 @@ def _check_add(
     on_conflict: str,
 ) -> None:
     """Refuse arguments of `add` that do not fit together."""
+    from chgdb.adding import OnConflict
+
     if not files:
         asked = [paths] if isinstance(paths, str | Path) else paths
         raise InputError(f"no density files in {', '.join(map(shown, asked))}")
@@ -1404,6 +1252,15 @@ def _check_add(
             check_id(material_id)
     if on_conflict not in get_args(OnConflict):
         raise InputError(f"on_conflict {on_conflict!r}: use {', '.join(get_args(OnConflict))}")
+
+
+def _small_arrays(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Of rows of the table: grids, work grids and electrons, as of `LatentArrays.write`."""
+    return (
+        [[row.get(f"grid_{axis}") or 0 for axis in "abc"] for row in rows],
+        [[row.get(f"work_grid_{axis}") or 0 for axis in "abc"] for row in rows],
+        [row.get("n_electrons") or 0.0 for row in rows],
+    )
 
 
 def _check_grid(grid: Sequence[int]) -> None:
@@ -1524,88 +1381,6 @@ def _size(store: Place) -> int:
 
 # ---------------------------------------------------------------------- rows
 
-_STORED_COLUMNS = (
-    "id",
-    "formula",
-    "reduced_formula",
-    "source",
-    "source_sha256",
-    "n_electrons",
-    "payload_nmae",
-    "payload_max_error",
-    "payload_magnetization_nmae",
-)
-"""What says whether a file is stored, and how well."""
-
-
-def _holds(row: Mapping[str, Any], tolerance: Tolerance) -> bool:
-    """Whether the payload of a record is as good as asked for."""
-    limits = (
-        ("payload_nmae", tolerance.nmae),
-        ("payload_max_error", tolerance.max_error),
-        ("payload_magnetization_nmae", tolerance.nmae),
-    )
-    return row["payload_nmae"] is not None and all(
-        limit is None or row[name] is None or row[name] <= limit for name, limit in limits
-    )
-
-
-def _gives_way(row: Mapping[str, Any], intake: Intake) -> bool:
-    """Whether a record has no density of its own, or a predicted one, and the file is of it.
-
-    A latent that came without its density gives way to one from DFT.
-    """
-    from chgdb.rows import is_same_material
-
-    own = row["source"] == "dft" and row["n_electrons"] is not None
-    better = row["source"] is None or (not own and intake.source == "dft")
-    return better and is_same_material(row, intake.density.structure.formula)
-
-
-def _is_better(row: Mapping[str, Any], structure: Structure, source: str) -> bool:
-    """Whether a record has a density from DFT, which a predicted one of it never replaces."""
-    from chgdb.rows import is_same_material
-
-    better = row["source"] == "dft" and source != "dft"
-    return better and is_same_material(row, structure.formula)
-
-
-def _better(row: Mapping[str, Any]) -> str:
-    return f"{row['id']} has a density from DFT, which a predicted one does not replace"
-
-
-def _taken(row: Mapping[str, Any], intake: Intake) -> str:
-    """Why a file cannot become the record of its id."""
-    from chgdb.rows import is_same_material
-
-    formula = intake.density.structure.formula
-    if not is_same_material(row, formula):
-        what = f"of {row['formula']}, and this file of {formula}"
-    else:
-        what = "of another file"
-    return (
-        f"id {intake.id} is taken by a record {what}; give --id, or --on-conflict skip or replace"
-    )
-
-
-def _tell_stored(
-    path: Path,
-    row: Mapping[str, Any],
-    tolerance: Tolerance,
-    on_conflict: OnConflict,
-    report: AddReport,
-) -> None:
-    """Report a file that is stored already, and whether its payload is as good as asked for."""
-    why = f"stored already as {row['id']}"
-    if not _holds(row, tolerance):
-        worse = "has no payload" if row["payload_nmae"] is None else "is less exact than asked for"
-        why += f", which {worse}"
-    if on_conflict == "skip" or _holds(row, tolerance):
-        report.skipped.append((path, why))
-    else:
-        hint = "--on-conflict replace makes it anew"
-        report.failed.append((path, f"{shown(path)}: {why}; {hint}"))
-
 
 def _material(
     material_id: str,
@@ -1640,6 +1415,17 @@ def _material(
         for name, value in properties.items()
         if value is not None and value != row[name] and name not in ("id", "added")
     }
+
+
+def _decoded_at(store: Place, row: Mapping[str, Any]) -> DecodedDensity:
+    """The density of a record, in a process of a cluster."""
+    database = _opened(store)
+    return database._from_payload(Record(database, row), None)
+
+
+@lru_cache(maxsize=1)
+def _opened(store: Place) -> Database:
+    return Database(store)
 
 
 def _ids(ids: str | Sequence[str]) -> list[str]:

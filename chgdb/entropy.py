@@ -56,13 +56,23 @@ def _contexts(scales: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[n
     """The table of each scale, and how many low bits are coded apart where it is large."""
     if not np.isfinite(scales).all():
         raise StoreError("a payload is damaged: a scale that is no number")
-    thresholds = _FIRST_SCALE * 2.0 ** ((np.arange(1, _N_TABLES) - 0.5) / _SCALES_PER_OCTAVE)
-    shift = np.zeros(len(scales), dtype=np.int64)
-    scaled = scales.astype(np.float64)
-    while (large := scaled > 4.0).any():
-        shift += large
-        scaled = np.where(large, scaled / 2.0, scaled)
-    return np.searchsorted(thresholds, scaled).astype(np.int64), shift
+    mantissa, exponent = np.frexp(scales.astype(np.float64))  # mantissa from 0.5, below 1
+    halvings = exponent - 2 - (mantissa == 0.5)  # that leave at most 4
+    shift = np.where(scales > 4.0, halvings, 0)
+    scaled = np.ldexp(mantissa, exponent - shift)
+    return np.searchsorted(_thresholds(), scaled).astype(np.int64), shift.astype(np.int64)
+
+
+@lru_cache(maxsize=1)
+def _thresholds() -> NDArray[np.float64]:
+    """The scales at which one table gives way to the next."""
+    return _FIRST_SCALE * 2.0 ** ((np.arange(1, _N_TABLES) - 0.5) / _SCALES_PER_OCTAVE)
+
+
+@lru_cache(maxsize=1)
+def _costs() -> NDArray[np.float64]:
+    """Shape (22, 32): bits of each symbol in each table."""
+    return -np.log2(tables())
 
 
 def _pieces(shift: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.bool_], int, int]]:
@@ -77,7 +87,7 @@ def bits(numbers: NDArray[np.int64], scales: NDArray[np.float64]) -> float:
     table, shift = _contexts(scales)
     high = numbers >> shift
     symbol = np.where(np.abs(high) <= _LARGEST, high + _LARGEST, _ESCAPE)
-    cost = -np.log2(tables()[table, symbol]).sum() + shift.sum()
+    cost = _costs()[table, symbol].sum() + shift.sum()
     escaped = np.abs(high[symbol == _ESCAPE]).astype(np.float64)
     return float(cost + (2 * np.log2(escaped + 1) + 2).sum())
 

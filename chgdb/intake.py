@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,14 +31,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Encode",
+    "Encoded",
     "FindKnown",
+    "Finish",
     "Intake",
+    "Job",
     "Known",
     "Result",
+    "find_jobs",
     "read_materials",
     "read_properties",
     "take_in",
     "take_in_all",
+    "take_in_jobs",
+    "tasks_of",
+    "worthwhile_processes",
 ]
 
 _SECONDS_READING = (0.005, 1.5e-8)
@@ -50,6 +58,10 @@ _WORTHWHILE_SECONDS = 5.0
 _BYTES_AHEAD = 2**29
 _FILES_AHEAD = 32
 """That are read before they are asked for."""
+
+_FILES_PER_TASK = 8
+_BYTES_PER_TASK = 2**23
+"""That one process takes in together, at most: what it encodes together costs less."""
 
 _LOOKED_UP = 256
 """Files about which a store is asked together."""
@@ -83,6 +95,34 @@ class Intake:
     source: str = "dft"
     source_nmae: float | None = None
 
+    @property
+    def formula(self) -> str:
+        """Of the structure, as it stands there."""
+        return self.density.structure.formula
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A density that is ready to be stored.
+
+    Attributes:
+        id: as of `Intake`, like `path`, `sha256`, `formula` and `source`.
+        path: where it was read.
+        sha256: of the file.
+        formula: of the structure, as it stands there.
+        source: where the density comes from.
+        row: of the table.
+        bulk: the packed latent and the payload; or, if a worker of a cluster keeps them, where.
+    """
+
+    id: str
+    path: Path
+    sha256: str
+    formula: str
+    source: str
+    row: dict[str, Any]
+    bulk: Any
+
 
 @dataclass(frozen=True)
 class Known:
@@ -99,7 +139,10 @@ class Known:
     why: str = ""
 
 
-Result = Intake | Known | ChgdbError
+Result = Intake | Encoded | Known | ChgdbError
+
+Finish = Callable[[Sequence[Intake]], Sequence[Encoded | ChgdbError]]
+"""Encodes densities where they were read; an object that processes can be sent."""
 
 FindKnown = Callable[[Sequence[str]], Mapping[str, str]]
 """Gives the ids of the files that are stored already, by SHA-256, of those asked for."""
@@ -148,6 +191,7 @@ def take_in_all(
     species: Sequence[str] | None = None,
     known: FindKnown | None = None,
     encode: Encode | None = None,
+    finish: Finish | None = None,
     processes: int | None = 1,
 ) -> Iterator[tuple[Path, Result]]:
     """Read files in their order, a few ahead of the consumer; a bad one becomes its error.
@@ -158,47 +202,81 @@ def take_in_all(
         species: element symbols for CHGCARs that do not name them.
         known: says which files are stored, and are not parsed again.
         encode: makes the payload of a density.
+        finish: encodes in the processes that read, where there are several; without it, or in one
+            process, densities are given as they were read.
         processes: that read; None for as many as pay for their start.
 
     Raises:
         InputError: a process was killed.
     """
-    jobs = _jobs(paths, ids, known)
+    jobs = find_jobs(paths, ids, known)
     if processes is None:
-        processes = _worthwhile_processes(paths, encoding=encode is not None)
+        processes = worthwhile_processes(paths, encoding=encode is not None)
     if processes == 1:
         for job in jobs:
             yield job.path, job.stored or _attempt(job, species, encode)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (species, encode)) as pool:
-        running: deque[tuple[_Job, Future[Result] | Known]] = deque()
+    sent = (species, encode, finish)
+    with ProcessPoolExecutor(processes, context, _start_worker, sent) as pool:
+        running: deque[tuple[list[Job], Future[list[Result]]]] = deque()
         try:
+            tasks = tasks_of(jobs, _files_per_task(len(paths), processes))
             while True:
-                while len(running) < _FILES_AHEAD and _bytes(running) <= _BYTES_AHEAD:
-                    following = next(jobs, None)
+                while (
+                    _files(running) < _FILES_AHEAD * processes and _bytes(running) <= _BYTES_AHEAD
+                ):
+                    following = next(tasks, None)
                     if following is None:
                         break
-                    running.append((following, following.stored or pool.submit(_work, following)))
+                    running.append((following, pool.submit(_work, following)))
                 if not running:
                     return
-                oldest, result = running.popleft()
-                yield oldest.path, result if isinstance(result, Known) else result.result()
+                oldest, future = running.popleft()
+                for job, result in zip(oldest, future.result(), strict=True):
+                    yield job.path, result
         except BrokenProcessPool as error:
             raise InputError(
-                f"{oldest.path}: a process that read this file or the next ones was killed, "
+                f"{oldest[0].path}: a process that read this file or the next ones was killed, "
                 "perhaps for lack of memory; try --processes 1"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _bytes(running: Iterable[tuple[_Job, object]]) -> int:
-    return sum(job.size for job, _ in running)
+def take_in_jobs(
+    jobs: Sequence[Job],
+    species: Sequence[str] | None = None,
+    encode: Encode | None = None,
+    finish: Finish | None = None,
+) -> list[Result]:
+    """Read some files, and encode them together; what goes wrong with one is its result.
+
+    Args:
+        jobs: the files.
+        species: as of `take_in_all`, like the others.
+        encode: makes the payload of a density.
+        finish: encodes; without it densities are given as they were read.
+    """
+    results: list[Result] = [job.stored or _attempt(job, species, encode) for job in jobs]
+    read = [i for i, result in enumerate(results) if isinstance(result, Intake)]
+    if finish and read:
+        finished = finish([result for result in results if isinstance(result, Intake)])
+        for i, result in zip(read, finished, strict=True):
+            results[i] = result
+    return results
+
+
+def _files(running: Iterable[tuple[Sequence[Job], object]]) -> int:
+    return sum(len(jobs) for jobs, _ in running)
+
+
+def _bytes(running: Iterable[tuple[Sequence[Job], object]]) -> int:
+    return sum(job.size for jobs, _ in running for job in jobs)
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """A file to read: the id it is given, its hash if it could be read, what is stored of it."""
 
     path: Path
@@ -212,9 +290,9 @@ class _Job:
         return 0 if self.stored else _size(self.path)
 
 
-def _jobs(
+def find_jobs(
     paths: Sequence[Path], ids: Sequence[str] | None, known: FindKnown | None
-) -> Iterator[_Job]:
+) -> Iterator[Job]:
     """The files in their order; many are looked up together."""
     for start in range(0, len(paths), _LOOKED_UP):
         part = paths[start : start + _LOOKED_UP]
@@ -225,7 +303,27 @@ def _jobs(
             material_id = ids[i] if ids else None
             found = stored.get(sha256 or "")
             same = found is not None and material_id in (None, found)
-            yield _Job(path, material_id, sha256, Known(found, path) if found and same else None)
+            yield Job(path, material_id, sha256, Known(found, path) if found and same else None)
+
+
+def tasks_of(jobs: Iterable[Job], most: int = _FILES_PER_TASK) -> Iterator[list[Job]]:
+    """Files in groups of at most so many that one process takes in together.
+
+    A large file ends its group, so that nothing waits for several.
+    """
+    task: list[Job] = []
+    for job in jobs:
+        task.append(job)
+        if len(task) == most or sum(one.size for one in task) >= _BYTES_PER_TASK:
+            yield task
+            task = []
+    if task:
+        yield task
+
+
+def _files_per_task(files: int, processes: int) -> int:
+    """Such that every process gets several tasks."""
+    return max(1, min(_FILES_PER_TASK, files // (4 * processes)))
 
 
 def _hash(path: Path) -> str | None:
@@ -236,7 +334,7 @@ def _hash(path: Path) -> str | None:
         return None
 
 
-def _worthwhile_processes(paths: Sequence[Path], *, encoding: bool) -> int:
+def worthwhile_processes(paths: Sequence[Path], *, encoding: bool) -> int:
     """As many processes as there are cores, or 1 where one is done before the others start."""
     per_file, per_byte = _SECONDS_ENCODING if encoding else _SECONDS_READING
     seconds = sum(per_file + _size(path) * per_byte for path in paths)
@@ -250,22 +348,32 @@ def _size(path: Path) -> int:
         return 0
 
 
-_sent_to_worker: tuple[Sequence[str] | None, Encode | None] = (None, None)
+_sent_to_worker: tuple[Sequence[str] | None, Encode | None, Finish | None] = (None, None, None)
 """The species and what encodes, in a process that reads: sent once, not with every file."""
 
 
-def _start_worker(species: Sequence[str] | None, encode: Encode | None) -> None:
+def _start_worker(
+    species: Sequence[str] | None, encode: Encode | None, finish: Finish | None
+) -> None:
     global _sent_to_worker
-    _sent_to_worker = species, encode
+    _sent_to_worker = species, encode, finish
     # Ctrl-C reaches every process of a terminal; only the main one answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _work(job: _Job) -> Result:
-    return _attempt(job, *_sent_to_worker)
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
-def _attempt(job: _Job, species: Sequence[str] | None, encode: Encode | None) -> Result:
+def _work(jobs: Sequence[Job]) -> list[Result]:
+    return take_in_jobs(jobs, *_sent_to_worker)
+
+
+def _attempt(job: Job, species: Sequence[str] | None, encode: Encode | None) -> Intake | ChgdbError:
     """`take_in`, with what goes wrong as a value that travels between processes."""
     try:
         return take_in(

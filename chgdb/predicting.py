@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chgdb.derived import DENSITY, Derived
 from chgdb.errors import (
     ChgdbError,
     InputError,
     MissingExtraError,
+    ModelError,
     StoreError,
     UnknownIdError,
 )
@@ -27,10 +29,14 @@ from chgdb.table import Selection, Table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from chgdb.cluster import Cluster
     from chgdb.density import ChargeDensity
     from chgdb.properties import PropertyModel
 
-__all__ = ["PredictReport", "Predictor", "load_model"]
+__all__ = ["PredictReport", "Predictor", "computed_features", "load_model"]
+
+_T = TypeVar("_T")
+_S = TypeVar("_S")
 
 _FILE = "file"
 """What an answer calls the origin of the features of a file."""
@@ -91,6 +97,7 @@ class Predictor:
         table: its records.
         derived: its features and predictions.
         decode: gives the density of a record, by its row of the table.
+        decode_at: the same in another process, by the folder of the store and the row.
         writing: holds the lock of the store's one writer, or raises a StoreError; the argument says
             whether to wait for another writer.
     """
@@ -101,12 +108,14 @@ class Predictor:
         table: Table,
         derived: Derived,
         decode: Callable[[Mapping[str, Any]], ChargeDensity],
+        decode_at: Callable[[Place, Mapping[str, Any]], ChargeDensity],
         writing: Callable[[bool], AbstractContextManager[object]],
     ) -> None:
         self._store = store
         self._table = table
         self._derived = derived
         self._decode = decode
+        self._decode_at = decode_at
         self._writing = writing
 
     def predict(
@@ -153,9 +162,11 @@ class Predictor:
         progress: _Progress | None = None,
         *,
         force: bool = False,
+        cluster: Cluster | None = None,
     ) -> PredictReport:
         """Features and predictions of all materials, as `Database.predict_all` says."""
         loaded = load_model(model)
+        distribute = cluster.map if cluster else _here
         with self._writing(True):
             pass  # a store that cannot be written is told from before anything is computed
         report = PredictReport()
@@ -168,27 +179,44 @@ class Predictor:
             if progress:
                 progress(done, total)
 
-        for start in range(0, len(missing), _FEATURE_BATCH):
-            rows = []
-            for record in self._table.get(missing[start : start + _FEATURE_BATCH]):
-                tell(0)
-                try:
-                    rows.append(self._computed(record))
-                except MissingExtraError:
-                    raise
-                except (ChgdbError, MemoryError) as error:
-                    report.failed.append((record["id"], one_line(str(error)) or reason(error)))
-                tell(1)
-            with self._writing(True):
-                self._derived.add_computed(rows)
-            report.features += len(rows)
+        def records() -> Iterator[Mapping[str, Any]]:
+            for start in range(0, len(missing), _FEATURE_BATCH):
+                for record in self._table.get(missing[start : start + _FEATURE_BATCH]):
+                    tell(0)
+                    yield record
+
+        fresh: list[dict[str, Any]] = []
+        compute = partial(computed_features, self._decode)
+        if cluster:
+            compute = partial(computed_features, partial(self._decode_at, self._store))
+        for i, (record, row) in enumerate(distribute(compute, records()), 1):
+            if isinstance(row, MissingExtraError):
+                raise row
+            if isinstance(row, ChgdbError):
+                report.failed.append((record["id"], one_line(str(row)) or reason(row)))
+            else:
+                fresh.append(row)
+            tell(1)
+            if i % _FEATURE_BATCH == 0 or i == len(missing):
+                with self._writing(True):
+                    self._derived.add_computed(fresh)
+                report.features += len(fresh)
+                fresh.clear()
         due = self._derived.all_features() if force else self._derived.due(loaded)
         report.current = self._derived.count()["features"] - len(due)
         total += len(due)
-        for start in range(0, len(due), _CHUNK):
-            tell(0)
-            chunk = due.iloc[start : start + _CHUNK]
-            made = loaded.predict(_model_input(chunk))
+
+        def chunks() -> Iterator[pd.DataFrame]:
+            for start in range(0, len(due), _CHUNK):
+                tell(0)
+                yield due.iloc[start : start + _CHUNK]
+
+        predict: Callable[[pd.DataFrame], pd.DataFrame] = partial(_predicted, loaded)
+        if cluster:
+            predict = partial(_predicted_at, _portable(model), loaded.sha256)
+        for chunk, made in distribute(predict, chunks()):
+            if isinstance(made, ChgdbError):
+                raise made
             with self._writing(True):
                 self._derived.add_predictions(loaded, chunk, made)
             report.predicted += len(chunk)
@@ -308,16 +336,69 @@ class Predictor:
             StoreError: it has no payload, or a damaged one.
             InputError: the density is none of which features can be computed.
         """
-        from chgdb.features import features_of
+        return computed_features(self._decode, record)
 
-        material_id = record["id"]
-        if record["payload_bytes"] is None:
-            raise StoreError(
-                f"{material_id}: has neither features nor a payload to compute them from; make one "
-                "with: chgdb add FILE --on-conflict replace"
-            )
-        features = features_of(self._decode(record))
-        return {"id": material_id, **features.row(), "record_row": record["row"]}
+
+def computed_features(
+    decode: Callable[[Mapping[str, Any]], ChargeDensity], record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A row of features of the density of a record, as `Derived.add_computed` stores it.
+
+    Args:
+        decode: gives the density of a record.
+        record: its row of the table.
+
+    Raises:
+        StoreError: it has no payload, or a damaged one.
+        InputError: the density is none of which features can be computed.
+    """
+    from chgdb.features import features_of
+
+    material_id = record["id"]
+    if record["payload_bytes"] is None:
+        raise StoreError(
+            f"{material_id}: has neither features nor a payload to compute them from; make one "
+            "with: chgdb add FILE --on-conflict replace"
+        )
+    features = features_of(decode(record))
+    return {"id": material_id, **features.row(), "record_row": record["row"]}
+
+
+def _here(
+    function: Callable[[_T], _S], items: Iterable[_T]
+) -> Iterator[tuple[_T, _S | ChgdbError]]:
+    """What `Cluster.map` gives, made in this process."""
+    for item in items:
+        try:
+            yield item, function(item)
+        except ChgdbError as error:
+            yield item, error
+        except MemoryError as error:
+            yield item, InputError(reason(error))
+
+
+def _predicted(model: PropertyModel, table: pd.DataFrame) -> pd.DataFrame:
+    return model.predict(_model_input(table))
+
+
+def _portable(model: str | Path | None) -> str | None:
+    """A model by a name that another process understands, which may work in another folder."""
+    if model is None:
+        return None
+    return str(Path(model).absolute() if Path(model).exists() else model)
+
+
+def _predicted_at(model: str | None, sha256: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Predictions in a process of a cluster, by the same model as here."""
+    loaded = _loaded(model)
+    if loaded.sha256 != sha256:
+        raise ModelError(f"{model or loaded.id}: a worker of the scheduler has another one")
+    return _predicted(loaded, table)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str | None) -> PropertyModel:
+    return load_model(model)
 
 
 def _model_input(table: pd.DataFrame) -> pd.DataFrame:

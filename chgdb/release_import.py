@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chgdb import __version__
-from chgdb.database import BATCH, Database
+from chgdb.database import Database
 from chgdb.errors import InputError, ModelError, StoreError
 from chgdb.files import replacing, shown
 from chgdb.formats import file_sha256
@@ -53,6 +53,9 @@ STORAGE = LatentStorage("float32", None, LATENT_SHAPE)
 """As in the files: rounded to float16, a latent would not decode to the same density."""
 
 _ATTRIBUTION = "latents, table and weights of the authors of arXiv 2605.07227"
+_BATCH = 128
+"""Latents that are committed together."""
+
 _BAD_FILES = ("unreadable file", "wrong dtype", "wrong shape", "not finite", "all zero")
 
 
@@ -257,8 +260,8 @@ def _batches(
 ) -> Iterator[tuple[int, list[tuple[Material, Path]]]]:
     """Materials whose latents are not in the store yet, so many that memory bears."""
     materials = [material for material in content.materials if material.id in latents]
-    for start in range(0, len(materials), BATCH):
-        part = materials[start : start + BATCH]
+    for start in range(0, len(materials), _BATCH):
+        part = materials[start : start + _BATCH]
         there = database.with_latent([material.id for material in part])
         report.present += len(there)
         wanted = [(m, latents[m.id]) for m in part if m.id not in there]

@@ -202,6 +202,12 @@ def bucket(s3: Server) -> str:
     return f"s3://{BUCKET}/test-{next(_numbers)}"
 
 
+def state(store: Path) -> dict[str, bytes]:
+    """Every file of a store but its lock."""
+    files = (path for path in store.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
 class Outcome(NamedTuple):
     """What a command did."""
 

@@ -615,7 +615,7 @@ def test_ctrl_c_during_add_keeps_what_is_stored(
 ) -> None:
     for i in range(40):
         make_file(f"in/mp-{i}.npz", electrons=8.0 + i)
-    code = f"import chgdb.database as d; d.BATCH = 2\n{COMMAND}"
+    code = f"import chgdb.adding as d; d.BATCH = 2\n{COMMAND}"
     words = ["add", str(tmp_path / "in"), "--store", str(empty.path)]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words],

@@ -153,12 +153,12 @@ def test_processes_are_used_where_they_pay(
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     path = make_file("mp-1.npz")
-    assert intake._worthwhile_processes([path] * 100, encoding=False) == 1
-    assert intake._worthwhile_processes([path] * 2000, encoding=False) == 6
-    assert intake._worthwhile_processes([path] * 500, encoding=False) == 1
-    assert intake._worthwhile_processes([path] * 500, encoding=True) == 6
+    assert intake.worthwhile_processes([path] * 100, encoding=False) == 1
+    assert intake.worthwhile_processes([path] * 2000, encoding=False) == 6
+    assert intake.worthwhile_processes([path] * 500, encoding=False) == 1
+    assert intake.worthwhile_processes([path] * 500, encoding=True) == 6
     monkeypatch.setattr(intake, "_size", lambda _: 2**27)
-    assert intake._worthwhile_processes([path] * 3, encoding=False) == 6
+    assert intake.worthwhile_processes([path] * 3, encoding=False) == 6
 
 
 def test_few_large_files_are_read_ahead(

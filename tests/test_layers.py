@@ -19,7 +19,7 @@ PACKAGE = ROOT / "chgdb"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "elements", "nets", "property_nets", "perceptron", "places"),
     ("files", "density", "query", "entropy", "library", "elasticity", "scores", "ranges"),
-    ("schema", "chgcar", "grid", "stars", "composition", "keras_weights", "lock"),
+    ("schema", "chgcar", "grid", "stars", "composition", "keras_weights", "lock", "cluster"),
     (
         "arrays",
         "parquet",
@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("crystal", "similarity", "systems", "features", "inputs", "charge3net"),
     ("archive", "derived", "evaluation", "properties", "structure_intake"),
-    ("predicting", "train_properties"),
+    ("predicting", "train_properties", "adding"),
     ("database", "train", "property_evaluation"),
     ("assessment", "release_import"),
     ("cli", "xarray_backend"),

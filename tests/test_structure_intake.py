@@ -13,9 +13,10 @@ from ase.build import bulk
 from ase.io import write
 from conftest import gaussian_density
 
+from chgdb.adding import AddReport
 from chgdb.charge3net import PredictedDensity
 from chgdb.cli import main
-from chgdb.database import AddReport, Database
+from chgdb.database import Database
 from chgdb.density import Structure
 from chgdb.errors import InputError, MissingExtraError
 from chgdb.formats import write_density
