@@ -137,7 +137,7 @@ def test_an_interrupt_loses_only_what_is_not_yet_committed(
     database: Database, network: FakeNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = listed(tmp_path, entry("a", [3]), entry("b", [11]), entry("c", [19]))
-    monkeypatch.setattr("chgdb.database.BATCH_SECONDS", -1.0)
+    monkeypatch.setattr("chgdb.adding.PATIENCE", -1.0)
 
     def stop(done: int, total: int) -> None:
         if done == 2:
