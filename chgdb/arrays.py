@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,10 +247,8 @@ class LatentArrays:
         lengths = np.array([len(payload) for payload in payloads], np.int64)
         rows["payload_length"] = _shaped("payloads", lengths, (len(ids),))
         stop = start + len(ids)
+        self.truncate(start)
         with _mapped(self.path):
-            if start < self.n_rows:
-                # a row without a record was never erased: it knows where its payload began
-                self._commit(start, int(self._row("payload_offset", start)))
             ends = (self.n_bytes or 0) + np.cumsum(lengths)
             rows["payload_offset"] = ends - lengths
             for name, values in rows.items():
@@ -261,6 +259,60 @@ class LatentArrays:
             content = np.frombuffer(b"".join(payloads), np.uint8)
             n_bytes = self._extend(_PAYLOAD, self.n_bytes or 0, content)
             self._commit(stop, n_bytes)
+
+    def truncate(self, n_rows: int) -> None:
+        """Drop what a crash left: rows from `n_rows` on, and what is beyond the committed ones.
+
+        Raises:
+            StoreError: the arrays cannot be written.
+        """
+        with _mapped(self.path):
+            if n_rows < self.n_rows:
+                # a row without a record was never erased: it knows where its payload began
+                self._commit(n_rows, int(self._row("payload_offset", n_rows)))
+            for name in (*_ARRAYS, *_PAYLOAD_ROWS, _PAYLOAD):
+                array = _array(self._group, name)
+                length = self._length(name)
+                if array.shape[0] > length:
+                    array[length:] = array.fill_value
+                    array.resize((length, *array.shape[1:]))
+            for leftover in self.leftovers():
+                leftover.unlink(missing_ok=True)
+
+    def leftovers(self) -> list[Path]:
+        """Files of unfinished writing, and chunks that hold no committed row or byte."""
+        found = list(self.path.rglob(f".*{PARTIAL_SUFFIX}"))
+        for name in self.names:
+            per_file = self.per_file(name)
+            for path in (self.path / name / "c").glob("[0-9]*"):
+                if path.name.isdecimal() and int(path.name) * per_file >= self._length(name):
+                    found += (
+                        [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+                    )
+        return found
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays of this group."""
+        return _ARRAYS if self.n_bytes is None else (*_ARRAYS, *_PAYLOAD_ROWS, _PAYLOAD)
+
+    def block(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """What is stored in the rows (bytes, of `payload`) start...stop - 1 of an array.
+
+        Raises:
+            StoreError: damaged data.
+        """
+        with _mapped(self.path / name):
+            return np.asarray(_array(self._group, name)[start:stop])
+
+    def per_file(self, name: str) -> int:
+        """Rows (bytes, of `payload`) of an array that one file holds."""
+        array = _array(self._group, name)
+        return (array.shards or array.chunks)[0]
+
+    def _length(self, name: str) -> int:
+        """Committed rows (bytes, of `payload`) of an array."""
+        return (self.n_bytes or 0) if name == _PAYLOAD else self.n_rows
 
     def read(self, row: int, expected_id: str) -> StoredLatent:
         """One row, if it belongs to the material it should.
@@ -302,6 +354,15 @@ class LatentArrays:
                 array = _array(self._group, name)
                 for row in rows:
                     array[row] = array.fill_value
+        self.erase_bytes(extents)
+
+    def erase_bytes(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Overwrite payloads with the fill value, each from its first byte to the last + 1.
+
+        Raises:
+            StoreError: the arrays cannot be written.
+        """
+        with _mapped(self.path):
             payload = _array(self._group, _PAYLOAD)
             for start, stop in extents:
                 payload[start:stop] = payload.fill_value

@@ -28,7 +28,7 @@ from chgdb.errors import (
     UnknownIdError,
 )
 from chgdb.export import known_properties, structure_of
-from chgdb.files import PARTIAL_SUFFIX, reason, replace_file, shown
+from chgdb.files import PARTIAL_SUFFIX, reason, replace_file, seal_holds, shown
 from chgdb.filters import Filters, Range, column_named, columns_named, condition_of
 from chgdb.parquet import any_of
 from chgdb.predicting import Predictor, PredictReport
@@ -36,6 +36,7 @@ from chgdb.resources import DEFAULT_ENCODER, find_model, find_store, is_shipped
 from chgdb.schema import (
     ARRAYS_FOLDER,
     FORMAT_VERSION,
+    INFO_FILE,
     PREDICTED,
     PREDICTION_COLUMNS,
     SOURCES,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from chgdb.decoded import DecodedDensity
     from chgdb.density import Grid, Latent, Structure
     from chgdb.intake import Intake
+    from chgdb.verification import Finding
 
 __all__ = [
     "AddReport",
@@ -859,6 +861,48 @@ class Database:
             self._derived.forget(ids)
             self._table.remove(ids)
             self._writable_arrays().erase(rows)
+
+    def compact(self) -> tuple[int, int]:
+        """Give back space: parts are joined, stale features dropped, leftovers erased.
+
+        No record changes. Rows of the arrays keep their numbers; a removed one takes no place.
+
+        Returns:
+            The bytes of the store before and after.
+
+        Raises:
+            StoreError: the store is damaged, or cannot be written.
+        """
+        from chgdb.compaction import compact
+
+        with self._writing():
+            before = _size(self.path)
+            compact(self._table, self._derived, self._writable_arrays())
+            _keep_library(self.path)
+            for leftover in self.path.glob(f".*{PARTIAL_SUFFIX}"):
+                leftover.unlink(missing_ok=True)
+            if seal_holds(self.path / INFO_FILE) is None:
+                self.info.save(self.path)
+        return before, _size(self.path)
+
+    def verify(
+        self,
+        *,
+        deep: bool = False,
+        sources: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Finding]:
+        """What is wrong with the store, as `chgdb.verification.verify` says; [] if nothing is.
+
+        Raises:
+            InputError: there are no density files in `sources`.
+        """
+        from chgdb.verification import verify
+
+        folder = None if sources is None else Path(sources)
+        return list(
+            verify(self.path, deep=deep, sources=folder, device=self.device, progress=progress)
+        )
 
     def copy(self, path: str | Path, ids: Sequence[str] | None = None) -> Database:
         """A new store with some of the records (None: all), bit for bit; whole or not at all.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import duckdb
 
 from chgdb.errors import QueryError, StoreError
-from chgdb.files import reason, replacing
+from chgdb.files import UNSEALED, reason, replacing, seal
 from chgdb.schema import Column, ColumnType
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "file_metadata",
     "files_of",
     "frame_of",
+    "metadata_of",
     "plain_value",
     "quoted",
     "read",
@@ -194,8 +195,8 @@ def copy_rows(
         relations: those that the query names, each from the ones before it.
         query: one SELECT.
         parameters: one value for each `?`.
-        path: the file; it gets its name when it is complete and on the disk.
-        metadata: keys and values of the file.
+        path: the file; it gets its name when it is complete, sealed and on the disk.
+        metadata: keys and values of the file, as of `file_metadata`.
 
     Raises:
         StoreError: a file is missing or damaged, or cannot be written.
@@ -215,6 +216,7 @@ def copy_rows(
             if blamed := _blamed(db, sources):
                 raise StoreError(blamed) from error
             raise StoreError(f"{path}: cannot be written ({_plain(error)})") from error
+        seal(partial)
 
 
 def _text(value: str) -> str:
@@ -277,7 +279,7 @@ def _file_state(path: Path) -> tuple[str, int, int] | None:
 
 
 def file_metadata(units: Mapping[str, str], format_version: int) -> dict[str, str]:
-    """What a file says of itself.
+    """What a file says of itself; with a place for its seal.
 
     Args:
         units: by column; "" where there is none.
@@ -285,8 +287,23 @@ def file_metadata(units: Mapping[str, str], format_version: int) -> dict[str, st
     """
     return {
         "chgdb.format_version": str(format_version),
+        "chgdb.seal": UNSEALED,
         "chgdb.units": json.dumps({name: unit for name, unit in units.items() if unit}),
     }
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The keys and values of a file.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    query = "SELECT decode(key), decode(value) FROM parquet_kv_metadata(?)"
+    with _connect([path]) as connection:
+        try:
+            return dict(connection.execute(query, [str(path)]).fetchall())
+        except duckdb.Error as error:
+            raise StoreError(_blame(connection, [path], error)) from error
 
 
 def plain_value(kind: ColumnType, value: Any) -> Any:
@@ -359,3 +376,4 @@ def write_frame(
             )
         except Exception as error:  # fastparquet raises whatever comes up
             raise StoreError(f"{path}: cannot be written ({reason(error)})") from error
+        seal(partial)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chgdb.errors import FormatVersionError, InputError, StoreError
-from chgdb.files import reason, replace_file
+from chgdb.files import UNSEALED, reason, replacing, seal
 
 __all__ = [
     "ARRAYS_FOLDER",
@@ -389,8 +389,10 @@ class StoreInfo:
             StoreError: it cannot be written.
         """
         content = {"format": FORMAT, "format_version": self.format_version, **asdict(self)}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        replace_file(Path(store) / INFO_FILE, text.encode())
+        text = json.dumps({**content, "seal": UNSEALED}, indent=2, ensure_ascii=False) + "\n"
+        with replacing(Path(store) / INFO_FILE, StoreError, durable=True) as partial:
+            partial.write_bytes(text.encode())
+            seal(partial)
 
     @classmethod
     def load(cls, store: str | Path) -> StoreInfo:

@@ -23,7 +23,7 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.files import PARTIAL_SUFFIX, reason, sync_folder
+from chgdb.files import PARTIAL_SUFFIX, reason, seal_holds, sync_folder
 from chgdb.parquet import (
     SQL_TYPES,
     Relation,
@@ -165,6 +165,15 @@ class Table:
     def next_row(self) -> int:
         """The first row that was never used."""
         return max((part.stop for part in self._all_parts()), default=0)
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """First row and last + 1 of what lies between parts: those of a file that is missing."""
+        end, found = 0, []
+        for part in self._parts():
+            if part.start > end:
+                found.append((end, part.start))
+            end = max(end, part.stop)
+        return found
 
     # ------------------------------------------------------------------ reading
 
@@ -362,6 +371,9 @@ class Table:
         """
         self.recover()
         self._join(_TIERS[-1])
+        for part in self._parts():
+            if not seal_holds(part.path):
+                _copy(part.path, "SELECT * FROM records ORDER BY id", [], [part])
 
     # ------------------------------------------------------------------ inside
 

@@ -159,6 +159,20 @@ def empty(models: Path, tmp_path: Path) -> Database:
     return Database.create(tmp_path / "empty", encoder="tiny-16")
 
 
+def crash(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, action: Callable[[], object]
+) -> None:
+    """Do something that ends where it would call a method, as if the process were killed there."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            action()
+
+
 class Outcome(NamedTuple):
     """What a command did."""
 

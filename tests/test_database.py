@@ -17,7 +17,7 @@ import filelock
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import ROOT, MakeDensity, MakeFile
+from conftest import ROOT, MakeDensity, MakeFile, Run
 
 from chgdb import archive
 from chgdb import database as module
@@ -739,6 +739,31 @@ def test_a_copy_of_version_1_has_the_newest_and_can_be_filled(
     assert copy["mp-3"].density().magnetization is not None
     copy.remove("mp-1")
     assert list(copy) == ["mp-3"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_versions_are_searched_decoded_and_exported(
+    run: Run, tmp_path: Path, version: int
+) -> None:
+    path = shutil.copytree(ROOT / f"tests/data/store-v{version}", tmp_path / "old")
+    at, before = ("--store", path), state(path)
+    assert run("search", "--elements", "Ti", "--format", "ids", *at).out == "mp-1\n"
+    assert run("get", "mp-1", "--decode", "-o", tmp_path / "a.npz", *at).code == 0
+    assert (
+        run("get", "mp-1", "--decode", "--from", "latent", "-o", tmp_path / "b.npz", *at).code == 0
+    )
+    assert run("verify", "--deep", *at).err == "0 errors, 0 notes\n"
+    assert run("compact", *at).code == 1
+    assert run("export", tmp_path / "new", *at).code == 0
+    assert state(path) == before
+    old, new = Database(path), Database(tmp_path / "new")
+    assert new.info.format_version == FORMAT_VERSION
+    assert new.verify(deep=True) == []
+    for record in old.get(list(old)):
+        assert {**record.row, "row": 0} == {**new[record.id].row, "row": 0}
+        assert record.payload() == new[record.id].payload()
+        assert record.predicted == new[record.id].predicted
+    assert new.features()["id"].tolist() == old.features()["id"].tolist()
 
 
 # --- encoders -------------------------------------------------------------------------------

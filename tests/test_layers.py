@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("crystal", "similarity", "systems", "features", "inputs"),
     ("archive", "derived", "evaluation", "properties"),
-    ("predicting", "train_properties"),
+    ("predicting", "train_properties", "verification", "compaction"),
     ("database", "train", "property_evaluation"),
     ("assessment",),
     ("cli", "xarray_backend"),
