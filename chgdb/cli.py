@@ -336,9 +336,7 @@ def search(
     show(found.rows()[:shown], found.columns, format)
     total, more = len(found), ""
     if total > shown:
-        filters["limit"] = None
-        filters["columns"] = "id"
-        total = len(database.select(**filters))
+        total = database.count(**filters)
         more = f", the first {shown} shown: --limit {total} shows all"
     typer.echo(f"{total} record{'s' * (total != 1)}{more}", err=True)
 

@@ -112,6 +112,9 @@ _SUMMARY = {
 }
 """What `Database.summary` tells of all records, in SQL."""
 
+_OF_ANSWERS = ("columns", "sort", "descending", "limit")
+"""The filters that say how an answer looks, not which records it has."""
+
 LARGEST_GRID = 2**27
 """Points of a grid to decode on: 512^3, 1 GB as an array and 3 GB while it is made."""
 
@@ -468,6 +471,17 @@ class Database:
             limit=limit,
             joined=self._derived.joined if named or condition.asks(PREDICTION_COLUMNS) else None,
         )
+
+    def count(self, **filters: Unpack[Filters]) -> int:
+        """The number of records that fit, whatever `columns`, `sort` and `limit` say.
+
+        Raises:
+            QueryError: a filter that cannot be understood, or an unknown column.
+        """
+        asked = {k: v for k, v in filters.items() if k not in _OF_ANSWERS}
+        condition = condition_of(**asked)  # type: ignore[arg-type]
+        joined = self._derived.joined if condition.asks(PREDICTION_COLUMNS) else None
+        return self._table.count(condition.sql, condition.parameters, joined)
 
     def decode(
         self, ids: str | Sequence[str], *, grid: Grid | None = None, source: Source = "payload"

@@ -227,6 +227,7 @@ def _text(value: str) -> str:
 def _connect(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     """A database in memory that can reach the given files and nothing else."""
     connection = duckdb.connect(":memory:", config={"threads": 1})
+    connection.execute("SET enable_progress_bar = false")  # it would be in what a command prints
     connection.execute("SET autoinstall_known_extensions = false")
     connection.execute("SET autoload_known_extensions = false")
     connection.execute("SET python_enable_replacements = false")

@@ -238,9 +238,12 @@ class Table:
         """Every id, in the order of adding."""
         return [id_ for (id_,) in self.select(columns=["id"]).values]
 
-    def count(self) -> int:
-        """The number of records."""
-        ((count,),) = self._run("SELECT count(*) FROM records", [])
+    def count(
+        self, where: str = "", parameters: Sequence[Any] = (), joined: Joined | None = None
+    ) -> int:
+        """The number of records, of those for which a condition holds; arguments as of `select`."""
+        query = "SELECT count(*) FROM records" + (f" WHERE ({where})" if where else "")  # noqa: S608 (as of select)
+        ((count,),) = self._run(query, parameters, joined)
         return int(count)
 
     def summary(self, expressions: Mapping[str, str]) -> dict[str, Any]:

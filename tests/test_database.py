@@ -1038,3 +1038,10 @@ def test_the_rows_of_the_shipped_arrays_belong_to_its_records() -> None:
         latent = record.latent()
         assert latent.n_electrons == record.row["n_electrons"]
         assert float(np.abs(latent.values).max()) <= 1.0
+
+
+def test_counting_regards_the_filters_and_nothing_else(database: Database) -> None:
+    for filters in ({}, {"elements": "O"}, {"where": "predicted_bulk_modulus > 0"}):
+        expected = len(database.select(**filters))  # type: ignore[arg-type]
+        answer = {"columns": "formula", "sort": "formula", "descending": True, "limit": 1}
+        assert database.count(**filters, **answer) == expected  # type: ignore[arg-type]
