@@ -709,7 +709,7 @@ class Database:
             f"{any_of('id', _ids(ids))} AND predicted_by IS NOT NULL",
             _ids(ids),
             columns=["id", *PREDICTION_COLUMNS],
-            joined=self._derived.joined,
+            joined=self._derived.joined_of(_ids(ids)),
         )
         return {
             row["id"]: {

@@ -92,6 +92,14 @@ class Derived:
         """The newest predictions of the default model, for a search."""
         return Joined(PREDICTION_COLUMNS, self._searched)
 
+    def joined_of(self, ids: Sequence[str]) -> Joined:
+        """`joined`, of some materials: nothing is read of the others."""
+        these = ", ".join("'" + id_.replace("'", "''") + "'" for id_ in ids) or "NULL"
+        only = " ".join(f"AND {name}.id IN ({these})" for name in ("made", "stored"))
+        return Joined(
+            PREDICTION_COLUMNS, lambda: self._searched(only, f"AND materials.id IN ({these}) ")
+        )
+
     @property
     def parts(self) -> dict[str, list[Path]]:
         """The files of each of the two tables, by the name of its folder."""
@@ -317,8 +325,8 @@ class Derived:
             self._store,
         )
 
-    def _searched(self) -> dict[str, Relation]:
-        """Makes `joined`, as `Joined` says."""
+    def _searched(self, only: str = "", of: str = "") -> dict[str, Relation]:
+        """Makes `joined`, as `Joined` says; `only` and `of` are SQL that leaves out materials."""
         names = {f"predicted_{name}": name for name in PREDICTIONS}
         names |= {f"prediction_{name}": name for name in PREDICTIONS}
         names["predicted_by"] = "model"
@@ -328,8 +336,8 @@ class Derived:
         sql = (
             f"SELECT made.id, stored.record_row AS row, {columns} FROM made "  # noqa: S608 (constants)
             "JOIN stored ON stored.id = made.id AND stored.sha256 = made.features_sha256 "
-            "LEFT JOIN materials ON materials.id = made.id "
-            f"WHERE made.model = '{DEFAULT_PROPERTY_MODEL}' AND {_FITS} "
+            f"LEFT JOIN materials ON materials.id = made.id {of}"
+            f"WHERE made.model = '{DEFAULT_PROPERTY_MODEL}' AND {_FITS} {only} "
             "QUALIFY row_number() OVER (PARTITION BY made.id ORDER BY record_row NULLS FIRST) = 1"
         )
         return {
