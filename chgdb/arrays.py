@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from zarr.storage import LocalStore, ObjectStore
 
 from chgdb.density import Grid
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
-from chgdb.files import place, reason, remove_partials, replace_file, sync_folder
+from chgdb.files import PARTIAL_SUFFIX, place, reason, remove_partials, replace_file, sync_folder
 from chgdb.places import Place, RemotePath, as_os_error
 from chgdb.schema import (
     LatentStorage,
@@ -277,8 +277,8 @@ class LatentArrays:
         lengths = np.array([len(payload) for payload in payloads], np.int64)
         rows["payload_length"] = _shaped("payloads", lengths, (len(ids),))
         stop = start + len(ids)
+        self.truncate(start)
         with _mapped(self.path):
-            self._drop_from(start)
             ends = (self.n_bytes or 0) + np.cumsum(lengths)
             rows["payload_offset"] = ends - lengths
             for name, values in rows.items():
@@ -304,8 +304,8 @@ class LatentArrays:
             StoreError: a gap before `start`, or the arrays cannot be written.
         """
         stop = start + len(lengths)
+        self.truncate(start)
         with _mapped(self.path):
-            self._drop_from(start)
             latent, payload = _array(self._group, "latent"), _array(self._group, _PAYLOAD)
             rows, size = (latent.shards or (1,))[0], (payload.shards or (1,))[0]
             parts: list[Part] = []
@@ -358,6 +358,67 @@ class LatentArrays:
                 self._extend(name, start, values)
             self._commit(parts[-1].stop, int(rows["payload_offset"][-1] + sizes[-1]))
 
+    def truncate(self, n_rows: int) -> None:
+        """Drop what a crash left: rows from `n_rows` on, and what is beyond the committed ones.
+
+        Raises:
+            StoreError: a gap before them, or the arrays cannot be written.
+        """
+        if not 0 <= n_rows <= self.n_rows:
+            raise StoreError(f"{self.path}: row {n_rows} does not follow the {self.n_rows} rows")
+        with _mapped(self.path):
+            if n_rows < self.n_rows:
+                # a row without a record was never erased: it knows where its payload began
+                self._commit(n_rows, int(self._row("payload_offset", n_rows)))
+            for name in (*_ARRAYS, *_PAYLOAD_ROWS, _PAYLOAD):
+                array = _array(self._group, name)
+                length = self._length(name)
+                if array.shape[0] > length:
+                    array[length:] = array.fill_value
+                    array.resize((length, *array.shape[1:]))
+            for leftover in self.leftovers():
+                leftover.unlink(missing_ok=True)
+
+    def leftovers(self) -> list[Path]:
+        """Files of unfinished writing, and chunks that hold no committed row or byte.
+
+        None of a group in a bucket, where they are overwritten when their turn comes.
+        """
+        if isinstance(self.path, RemotePath):
+            return []
+        found = list(self.path.rglob(f".*{PARTIAL_SUFFIX}"))
+        for name in self.names:
+            per_file = self.per_file(name)
+            for path in (self.path / name / "c").glob("[0-9]*"):
+                if path.name.isdecimal() and int(path.name) * per_file >= self._length(name):
+                    found += (
+                        [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+                    )
+        return found
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays of this group."""
+        return _ARRAYS if self.n_bytes is None else (*_ARRAYS, *_PAYLOAD_ROWS, _PAYLOAD)
+
+    def block(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """What is stored in the rows (bytes, of `payload`) start...stop - 1 of an array.
+
+        Raises:
+            StoreError: damaged data.
+        """
+        with _mapped(self.path / name):
+            return np.asarray(_array(self._group, name)[start:stop])
+
+    def per_file(self, name: str) -> int:
+        """Rows (bytes, of `payload`) of an array that one file holds."""
+        array = _array(self._group, name)
+        return (array.shards or array.chunks)[0]
+
+    def _length(self, name: str) -> int:
+        """Committed rows (bytes, of `payload`) of an array."""
+        return (self.n_bytes or 0) if name == _PAYLOAD else self.n_rows
+
     def read(self, row: int, expected_id: str) -> StoredLatent:
         """One row, if it belongs to the material it should.
 
@@ -398,6 +459,15 @@ class LatentArrays:
                 array = _array(self._group, name)
                 for row in rows:
                     array[row] = array.fill_value
+        self.erase_bytes(extents)
+
+    def erase_bytes(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Overwrite payloads with the fill value, each from its first byte to the last + 1.
+
+        Raises:
+            StoreError: the arrays cannot be written.
+        """
+        with _mapped(self.path):
             payload = _array(self._group, _PAYLOAD)
             for start, stop in extents:
                 payload[start:stop] = payload.fill_value
@@ -442,14 +512,6 @@ class LatentArrays:
         """First and last + 1 of the bytes that are the payload of a row."""
         start = int(self._row("payload_offset", row))
         return start, start + int(self._row("payload_length", row))
-
-    def _drop_from(self, start: int) -> None:
-        """Take back the rows from `start` on, which have no records."""
-        if not 0 <= start <= self.n_rows:
-            raise StoreError(f"{self.path}: row {start} does not follow the {self.n_rows} rows")
-        if start < self.n_rows:
-            # a row without a record was never erased: it knows where its payload began
-            self._commit(start, int(self._row("payload_offset", start)))
 
     def _extend(self, name: str, start: int, values: NDArray[Any]) -> int:
         """Write from `start` on, to the new end of the array; where that is."""

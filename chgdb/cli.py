@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
@@ -347,9 +348,7 @@ def search(
     show(found.rows()[:shown], found.columns, format)
     total, more = len(found), ""
     if total > shown:
-        filters["limit"] = None
-        filters["columns"] = "id"
-        total = len(database.select(**filters))
+        total = database.count(**filters)
         more = f", the first {shown} shown: --limit {total} shows all"
     typer.echo(f"{total} record{'s' * (total != 1)}{more}", err=True)
 
@@ -946,6 +945,59 @@ def remove(ids: Ids, store: Store = None) -> None:
     _open(store).remove(ids)
     count = len(set(ids))
     typer.echo(f"{count} record{'s' * (count != 1)} removed")
+
+
+@app.command()
+def verify(
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Decode the latents too, and compare them with the payloads."),
+    ] = False,
+    sources: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Compute the errors anew from the density files in a folder."
+        ),
+    ] = None,
+    format: Annotated[Report, typer.Option(help="How to print it.")] = Report.TABLE,  # noqa: A002
+    store: Store = None,
+    device: Device = "auto",
+) -> None:
+    """Look at every byte of the store, and say what is wrong and what to do.
+
+    Errors are what is lost or contradicts itself; notes are leftovers that harm nothing. The exit
+    code is 1 if there are errors.
+    """
+    from chgdb.resources import find_store
+    from chgdb.verification import verify
+
+    with progress_bar("verifying") as progress:
+        found = list(
+            verify(
+                find_store(store),
+                deep=deep,
+                sources=sources,
+                device=device,
+                progress=_heeding_interrupts(progress),
+            )
+        )
+    if format is Report.TABLE:
+        for finding in found:
+            typer.echo(str(finding))
+    else:
+        show([asdict(finding) for finding in found], ("level", "where", "what", "advice"), format)
+    errors = sum(finding.level == "error" for finding in found)
+    notes = len(found) - errors
+    typer.echo(f"{errors} error{'s' * (errors != 1)}, {notes} note{'s' * (notes != 1)}", err=True)
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compact(store: Store = None) -> None:
+    """Give back space: join files, drop stale features, erase what interrupted writers left."""
+    before, after = _open(store).compact()
+    typer.echo(f"{before / 1e6:.3f} MB before, {after / 1e6:.3f} MB after")
 
 
 @app.command()

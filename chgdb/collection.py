@@ -13,8 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chgdb.errors import InputError, StoreError
-from chgdb.files import place, reason, remove_partials, sync_folder
-from chgdb.parquet import Relation, all_rows, frame_of, quoted, relation_of, run, write_frame
+from chgdb.files import place, reason, remove_partials, seal_holds, sync_folder
+from chgdb.parquet import (
+    Relation,
+    all_rows,
+    copy_rows,
+    file_metadata,
+    quoted,
+    relation_of,
+    run,
+    write_frame,
+)
 from chgdb.places import Place
 from chgdb.schema import FORMAT_VERSION, Column
 
@@ -107,15 +116,13 @@ class Collection:
         self.recover()
         for part in self.parts:
             rows = {"rows": relation_of(self._columns().values(), [part])}
-            count = f"SELECT count(*) FROM rows WHERE {condition}"  # noqa: S608 (constants)
-            if run(rows, count, parameters, all_rows) == [(0,)]:
-                continue
+            count = f"SELECT count(*), count(*) FILTER ({condition}) FROM rows"  # noqa: S608 (constants)
+            ((before, dropped),) = run(rows, count, parameters, all_rows)
             kept = f"SELECT * FROM rows WHERE ({condition}) IS NOT TRUE"  # noqa: S608 (constants)
-            frame = self._frame(run(rows, kept, parameters, all_rows))
-            if len(frame):
-                self._write(part, frame)
-            else:
+            if dropped == before:
                 self._unlink([part])
+            elif dropped:
+                self._copy(part, rows, kept, parameters)
 
     def recover(self) -> None:
         """Remove what an interrupted writer left; every method that writes begins with it.
@@ -130,19 +137,29 @@ class Collection:
         if len(self.parts) > _MANY_PARTS:
             self.compact()
 
-    def compact(self) -> None:
-        """Join all parts, which makes reading faster and changes no row that counts.
+    def compact(
+        self, stale: str = "false", relations: Mapping[str, Relation] | None = None
+    ) -> None:
+        """Join all parts into one, which makes reading faster, and drop rows that do not count.
+
+        Args:
+            stale: SQL over the columns and the relations, of which rows to drop besides those that
+                newer ones have superseded; a constant.
+            relations: what it names beside the columns.
 
         Raises:
             StoreError: a part cannot be read or written.
         """
         parts = self.parts
-        if len(parts) < 2:
+        rows = {**(relations or {}), "rows": self._newest(self._columns().values(), parts)}
+        count = f"SELECT count(*), count(*) FILTER ({stale}) FROM rows"  # noqa: S608 (constants)
+        ((before, dropped),) = run(rows, count, (), all_rows) if parts else ((0, 0),)
+        if len(parts) < 2 and not dropped and all(map(seal_holds, parts)):
             return
-        rows = {"rows": self._newest(self._columns().values(), parts)}
         order = ", ".join(map(quoted, self._key))
-        query = f"SELECT * FROM rows ORDER BY {order}"  # noqa: S608 (constants)
-        self._write(self._next(), self._frame(run(rows, query, (), all_rows)))
+        kept = f"SELECT * FROM rows WHERE ({stale}) IS NOT TRUE ORDER BY {order}"  # noqa: S608 (constants)
+        if dropped < before:
+            self._copy(self._next(), rows, kept)
         self._unlink(parts)
 
     # ------------------------------------------------------------------ inside
@@ -163,19 +180,26 @@ class Collection:
         sql = f"SELECT {names} FROM ({relation.sql}) QUALIFY {newest}"  # noqa: S608 (constants)
         return Relation(sql, relation.paths)
 
-    def _frame(self, values: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
-        columns = self._columns().values()
-        return frame_of([c.name for c in columns], [c.type for c in columns], values)
+    def _copy(
+        self,
+        path: Place,
+        relations: Mapping[str, Relation],
+        query: str,
+        parameters: Sequence[Any] = (),
+    ) -> None:
+        copy_rows(relations, query, parameters, path, file_metadata(self._units(), FORMAT_VERSION))
+
+    def _units(self) -> dict[str, str]:
+        return {column.name: column.unit for column in self._columns().values()}
 
     def _write(self, path: Place, frame: pd.DataFrame) -> None:
-        units = {column.name: column.unit for column in self._columns().values()}
         try:
             if isinstance(self.folder, Path) and not self.folder.exists():
                 self.folder.mkdir()
                 sync_folder(self.folder.parent)
         except OSError as error:
             raise StoreError(f"{self.folder}: cannot be made ({reason(error)})") from error
-        write_frame(path, frame, units, FORMAT_VERSION)
+        write_frame(path, frame, self._units(), FORMAT_VERSION)
 
     def _unlink(self, paths: Iterable[Place]) -> None:
         try:

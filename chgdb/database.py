@@ -30,7 +30,7 @@ from chgdb.errors import (
     UnknownIdError,
 )
 from chgdb.export import known_properties, structure_of
-from chgdb.files import PARTIAL_SUFFIX, place, reason, replace_file, shown
+from chgdb.files import PARTIAL_SUFFIX, place, reason, replace_file, seal_holds, shown
 from chgdb.filters import Filters, Range, column_named, columns_named, condition_of
 from chgdb.lock import writer_lock
 from chgdb.parquet import any_of
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from chgdb.decoded import DecodedDensity
     from chgdb.density import ChargeDensity, Grid, Latent, Structure
     from chgdb.intake import FindKnown, Result
+    from chgdb.verification import Finding
 
 __all__ = [
     "Database",
@@ -120,6 +121,9 @@ _SUMMARY = {
     "payload, mean (bytes)": "avg(payload_bytes)",
 }
 """What `Database.summary` tells of all records, in SQL."""
+
+_OF_ANSWERS = ("columns", "sort", "descending", "limit")
+"""The filters that say how an answer looks, not which records it has."""
 
 LARGEST_GRID = 2**27
 """Points of a grid to decode on: 512^3, 1 GB as an array and 3 GB while it is made."""
@@ -490,6 +494,17 @@ class Database:
             joined=self._derived.joined if named or condition.asks(PREDICTION_COLUMNS) else None,
         )
 
+    def count(self, **filters: Unpack[Filters]) -> int:
+        """The number of records that fit, whatever `columns`, `sort` and `limit` say.
+
+        Raises:
+            QueryError: a filter that cannot be understood, or an unknown column.
+        """
+        asked = {k: v for k, v in filters.items() if k not in _OF_ANSWERS}
+        condition = condition_of(**asked)  # type: ignore[arg-type]
+        joined = self._derived.joined if condition.asks(PREDICTION_COLUMNS) else None
+        return self._table.count(condition.sql, condition.parameters, joined)
+
     def decode(
         self, ids: str | Sequence[str], *, grid: Grid | None = None, source: Source = "payload"
     ) -> list[DecodedDensity]:
@@ -831,7 +846,7 @@ class Database:
             f"{any_of('id', _ids(ids))} AND predicted_by IS NOT NULL",
             _ids(ids),
             columns=["id", *PREDICTION_COLUMNS],
-            joined=self._derived.joined,
+            joined=self._derived.joined_of(_ids(ids)),
         )
         return {
             row["id"]: {
@@ -1077,6 +1092,48 @@ class Database:
             confirm()
             self._table.remove(ids)
             self._writable_arrays().erase(rows)
+
+    def compact(self) -> tuple[int, int]:
+        """Give back space: parts are joined, stale features dropped, leftovers erased.
+
+        No record changes. Rows of the arrays keep their numbers; a removed one takes no place.
+
+        Returns:
+            The bytes of the store before and after.
+
+        Raises:
+            StoreError: the store is damaged, or cannot be written.
+        """
+        from chgdb.compaction import compact
+
+        with self._writing():
+            before = _size(self.path)
+            compact(self._table, self._derived, self._writable_arrays())
+            _keep_library(self.path)
+            for leftover in self.path.glob(f".*{PARTIAL_SUFFIX}"):
+                leftover.unlink(missing_ok=True)
+            if seal_holds(self.path / INFO_FILE) is None:
+                self.info.save(self.path)
+        return before, _size(self.path)
+
+    def verify(
+        self,
+        *,
+        deep: bool = False,
+        sources: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Finding]:
+        """What is wrong with the store, as `chgdb.verification.verify` says; [] if nothing is.
+
+        Raises:
+            InputError: there are no density files in `sources`.
+        """
+        from chgdb.verification import verify
+
+        folder = None if sources is None else Path(sources)
+        return list(
+            verify(self.path, deep=deep, sources=folder, device=self.device, progress=progress)
+        )
 
     def copy(self, path: str | Place, ids: Sequence[str] | None = None) -> Database:
         """A new store with some of the records (None: all), bit for bit; whole or not at all.

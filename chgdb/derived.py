@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from chgdb.properties import PropertyModel
 
-__all__ = ["DENSITY", "Derived"]
+__all__ = ["DENSITY", "Derived", "feature_columns", "features_sha256"]
 
 T = TypeVar("T")
 
@@ -51,6 +51,19 @@ _FITS = (
 """Whether the features of a data set are of the material that has their id in the store."""
 
 
+_OUTDATED = (
+    f"rows.origin = '{DENSITY}' AND NOT EXISTS (SELECT * FROM materials "  # noqa: S608 (constants)
+    "WHERE materials.id = rows.id AND materials.row = rows.record_row)"
+)
+"""Whether features are of a density that is not there any more."""
+
+_UNFOUNDED = (
+    "NOT EXISTS (SELECT * FROM features "
+    "WHERE features.id = rows.id AND features.sha256 = rows.features_sha256)"
+)
+"""Whether a prediction is from other features than those that are there."""
+
+
 class Derived:
     """The tables of features and of predictions in one store; either may be missing.
 
@@ -62,7 +75,7 @@ class Derived:
     def __init__(self, store: Place, table: Table) -> None:
         self._store = store
         self._table = table
-        self._features = Collection(store / FEATURES_FOLDER, ("id", "origin"), _feature_columns)
+        self._features = Collection(store / FEATURES_FOLDER, ("id", "origin"), feature_columns)
         self._predictions = Collection(
             store / PREDICTIONS_FOLDER, ("id", "model"), lambda: PREDICTIONS
         )
@@ -78,6 +91,33 @@ class Derived:
     def joined(self) -> Joined:
         """The newest predictions of the default model, for a search."""
         return Joined(PREDICTION_COLUMNS, self._searched)
+
+    def joined_of(self, ids: Sequence[str]) -> Joined:
+        """`joined`, of some materials: nothing is read of the others."""
+        these = ", ".join("'" + id_.replace("'", "''") + "'" for id_ in ids) or "NULL"
+        only = " ".join(f"AND {name}.id IN ({these})" for name in ("made", "stored"))
+        return Joined(
+            PREDICTION_COLUMNS, lambda: self._searched(only, f"AND materials.id IN ({these}) ")
+        )
+
+    @property
+    def parts(self) -> dict[str, list[Place]]:
+        """The files of each of the two tables, by the name of its folder."""
+        return {
+            FEATURES_FOLDER: self._features.parts,
+            PREDICTIONS_FOLDER: self._predictions.parts,
+        }
+
+    def stale(self) -> dict[str, list[str]]:
+        """By the name of the folder, the materials of the rows that `compact` would drop."""
+        queries = {
+            FEATURES_FOLDER: f"SELECT id FROM stored AS rows WHERE {_OUTDATED} ORDER BY id",  # noqa: S608 (constants)
+            PREDICTIONS_FOLDER: f"SELECT id FROM made AS rows WHERE {_UNFOUNDED} ORDER BY id",  # noqa: S608 (constants)
+        }
+        return {
+            name: [id_ for (id_,) in read(self._true, query, (), all_rows, self._store)]
+            for name, query in queries.items()
+        }
 
     def ids(self) -> set[str]:
         """The materials with features."""
@@ -215,6 +255,15 @@ class Derived:
             [*ids, [sha256 for (sha256,) in kept]],
         )
 
+    def compact(self) -> None:
+        """Join the parts of each table, and drop what is no longer true of the store.
+
+        Raises:
+            StoreError: a part cannot be read or written.
+        """
+        self._features.compact(_OUTDATED, self._true())
+        self._predictions.compact(_UNFOUNDED, self._true())
+
     def copy_to(self, other: Derived, ids: Sequence[str] | None) -> None:
         """Store features and predictions of some materials (None: all) in another store.
 
@@ -237,6 +286,15 @@ class Derived:
 
     # ------------------------------------------------------------------ inside
 
+    def _true(self) -> dict[str, Relation]:
+        """What `_OUTDATED` and `_UNFOUNDED` name, and `made`."""
+        return {
+            "materials": self._table.relation(),
+            "stored": self._features.relation(FEATURES.values()),
+            "features": _current(FEATURES),
+            "made": self._predictions.relation(PREDICTIONS.values()),
+        }
+
     def _run(
         self,
         names: Sequence[str] | None,
@@ -252,7 +310,7 @@ class Derived:
             fetch: takes the answer.
             parameters: one value for each `?`.
         """
-        columns = _feature_columns() if names is None else {**FEATURES, **_descriptors(names)}
+        columns = feature_columns() if names is None else {**FEATURES, **_descriptors(names)}
         current = _current(columns)
         return read(
             lambda: {
@@ -267,8 +325,8 @@ class Derived:
             self._store,
         )
 
-    def _searched(self) -> dict[str, Relation]:
-        """Makes `joined`, as `Joined` says."""
+    def _searched(self, only: str = "", of: str = "") -> dict[str, Relation]:
+        """Makes `joined`, as `Joined` says; `only` and `of` are SQL that leaves out materials."""
         names = {f"predicted_{name}": name for name in PREDICTIONS}
         names |= {f"prediction_{name}": name for name in PREDICTIONS}
         names["predicted_by"] = "model"
@@ -278,8 +336,8 @@ class Derived:
         sql = (
             f"SELECT made.id, stored.record_row AS row, {columns} FROM made "  # noqa: S608 (constants)
             "JOIN stored ON stored.id = made.id AND stored.sha256 = made.features_sha256 "
-            "LEFT JOIN materials ON materials.id = made.id "
-            f"WHERE made.model = '{DEFAULT_PROPERTY_MODEL}' AND {_FITS} "
+            f"LEFT JOIN materials ON materials.id = made.id {of}"
+            f"WHERE made.model = '{DEFAULT_PROPERTY_MODEL}' AND {_FITS} {only} "
             "QUALIFY row_number() OVER (PARTITION BY made.id ORDER BY record_row NULLS FIRST) = 1"
         )
         return {
@@ -293,7 +351,7 @@ class Derived:
 # ---------------------------------------------------------------------- columns
 
 
-def _feature_columns() -> dict[str, Column]:
+def feature_columns() -> dict[str, Column]:
     """Every column of the table of features."""
     from chgdb.features import FEATURE_COLUMNS
 
@@ -331,13 +389,29 @@ def _current(columns: Iterable[str]) -> Relation:
 
 def _hashed(table: pd.DataFrame) -> pd.DataFrame:
     """Features with their version, their hash and the date, as rows of their table."""
-    import numpy as np
-
     from chgdb.features import FEATURE_COLUMNS, FEATURES_VERSION
 
     missing = [name for name in ("id", *FEATURE_COLUMNS) if name not in table]
     if missing:
         raise InputError(f"the table lacks the column {missing[0]}")
+    return table.assign(
+        features_version=FEATURES_VERSION,
+        record_row=table["record_row"].astype("Int64"),
+        sha256=features_sha256(table),
+        added=_now(),
+    )
+
+
+def features_sha256(table: pd.DataFrame) -> list[str]:
+    """The hash of each row of a feature table, with the version of the features.
+
+    Raises:
+        InputError: a feature is not a number.
+    """
+    import numpy as np
+
+    from chgdb.features import FEATURE_COLUMNS, FEATURES_VERSION
+
     names = [name for name in FEATURE_COLUMNS if name != "formula"]
     try:
         numbers = table[names].astype("Float64").to_numpy("<f8", na_value=np.nan)
@@ -346,16 +420,10 @@ def _hashed(table: pd.DataFrame) -> pd.DataFrame:
     numbers = numbers + 0.0  # no -0.0
     numbers[np.isnan(numbers)] = np.nan  # and one kind of NaN
     version = f"{FEATURES_VERSION}\0".encode()
-    hashes = [
+    return [
         hashlib.sha256(version + f"{formula}\0".encode() + row.tobytes()).hexdigest()
         for formula, row in zip(table["formula"], numbers, strict=True)
     ]
-    return table.assign(
-        features_version=FEATURES_VERSION,
-        record_row=table["record_row"].astype("Int64"),
-        sha256=hashes,
-        added=_now(),
-    )
 
 
 def _now() -> str:

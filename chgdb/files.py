@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import lzma
+import mmap
 import os
 import secrets
 import tempfile
@@ -22,6 +24,7 @@ from chgdb.places import SCHEME, Place, RemotePath
 __all__ = [
     "COMPRESSIONS",
     "PARTIAL_SUFFIX",
+    "UNSEALED",
     "Compression",
     "compression_of",
     "make_folder",
@@ -32,6 +35,8 @@ __all__ = [
     "rename",
     "replace_file",
     "replacing",
+    "seal",
+    "seal_holds",
     "shown",
     "sync_folder",
     "write_files",
@@ -225,6 +230,62 @@ def sync_folder(folder: Place) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- seals ----------------------------------------------------------------------------------
+
+_SEAL = b"chgdb:sha256:"
+
+UNSEALED = f"{_SEAL.decode()}{'0' * 64}"
+"""Text in a file that `seal` replaces by the hash of the file as it was with it."""
+
+
+def seal(path: str | Path) -> None:
+    """Write into a file, in the place of `UNSEALED`, what tells later whether a byte has changed.
+
+    Raises:
+        OSError: the file cannot be read or written.
+        ValueError: it has no such place.
+    """
+    with Path(path).open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        start = content.rfind(UNSEALED.encode())
+        if start < 0:
+            raise ValueError("no place for a seal")
+        content[start : start + len(UNSEALED)] = _SEAL + _digest(content, start)
+
+
+def seal_holds(path: Place) -> bool | None:
+    """Whether a sealed file is as it was when it was sealed; None if it has no seal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if isinstance(path, RemotePath):
+        return _holds(path.read_bytes())
+    with path.open("rb") as file:
+        try:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # an empty file
+            return None
+        with content:
+            return _holds(content)
+
+
+def _holds(content: bytes | mmap.mmap) -> bool | None:
+    start = content.rfind(_SEAL)
+    if start < 0:
+        return None
+    return content[start : start + len(UNSEALED)] == _SEAL + _digest(content, start)
+
+
+def _digest(content: bytes | mmap.mmap, start: int) -> bytes:
+    """The hash of a file whose seal, at `start`, is taken for `UNSEALED`."""
+    digest = hashlib.sha256()
+    with memoryview(content) as view:
+        digest.update(view[:start])
+        digest.update(UNSEALED.encode())
+        digest.update(view[start + len(UNSEALED) :])
+    return digest.hexdigest().encode()
 
 
 # --- messages -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import duckdb
 
 from chgdb.errors import QueryError, StoreError
-from chgdb.files import reason, replacing
+from chgdb.files import UNSEALED, reason, replacing, seal
 from chgdb.places import Place, RemotePath
 from chgdb.schema import Column, ColumnType
 
@@ -34,6 +34,7 @@ __all__ = [
     "file_metadata",
     "files_of",
     "frame_of",
+    "metadata_of",
     "plain_value",
     "quoted",
     "read",
@@ -196,8 +197,8 @@ def copy_rows(
         relations: those that the query names, each from the ones before it.
         query: one SELECT.
         parameters: one value for each `?`.
-        path: the file; it gets its name when it is complete and on the disk.
-        metadata: keys and values of the file.
+        path: the file; it gets its name when it is complete, sealed and on the disk.
+        metadata: keys and values of the file, as of `file_metadata`.
 
     Raises:
         StoreError: a file is missing or damaged, or cannot be written.
@@ -220,6 +221,7 @@ def copy_rows(
             if blamed := _blamed(db, sources):
                 raise StoreError(blamed) from error
             raise StoreError(f"{path}: cannot be written ({_plain(error)})") from error
+        seal(partial)
 
 
 def _text(value: str) -> str:
@@ -237,6 +239,7 @@ def _connected(paths: Sequence[Place]) -> Iterator[duckdb.DuckDBPyConnection]:
     connection = duckdb.connect(":memory:", config={"threads": 1})
     remote = [path for path in paths if isinstance(path, RemotePath)]
     with connection, _registered(connection, remote):
+        connection.execute("SET enable_progress_bar = false")  # it would be in what is printed
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET autoload_known_extensions = false")
         connection.execute("SET python_enable_replacements = false")
@@ -317,7 +320,7 @@ def _file_state(path: Place) -> tuple[str | int, ...] | None:
 
 
 def file_metadata(units: Mapping[str, str], format_version: int) -> dict[str, str]:
-    """What a file says of itself.
+    """What a file says of itself; with a place for its seal.
 
     Args:
         units: by column; "" where there is none.
@@ -325,8 +328,23 @@ def file_metadata(units: Mapping[str, str], format_version: int) -> dict[str, st
     """
     return {
         "chgdb.format_version": str(format_version),
+        "chgdb.seal": UNSEALED,
         "chgdb.units": json.dumps({name: unit for name, unit in units.items() if unit}),
     }
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The keys and values of a file.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    query = "SELECT decode(key), decode(value) FROM parquet_kv_metadata(?)"
+    with _connected([path]) as connection:
+        try:
+            return dict(connection.execute(query, [str(path)]).fetchall())
+        except duckdb.Error as error:
+            raise StoreError(_blame(connection, [path], error)) from error
 
 
 def plain_value(kind: ColumnType, value: Any) -> Any:
@@ -399,3 +417,4 @@ def write_frame(
             )
         except Exception as error:  # fastparquet raises whatever comes up
             raise StoreError(f"{path}: cannot be written ({reason(error)})") from error
+        seal(partial)

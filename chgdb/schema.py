@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from chgdb.errors import FormatVersionError, InputError, StoreError
-from chgdb.files import place, reason, replace_file
+from chgdb.files import UNSEALED, place, reason, replacing, seal
 from chgdb.places import Place
 
 __all__ = [
@@ -391,8 +391,10 @@ class StoreInfo:
             StoreError: it cannot be written.
         """
         content = {"format": FORMAT, "format_version": self.format_version, **asdict(self)}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        replace_file(place(store) / INFO_FILE, text.encode())
+        text = json.dumps({**content, "seal": UNSEALED}, indent=2, ensure_ascii=False) + "\n"
+        with replacing(place(store) / INFO_FILE, StoreError, durable=True) as partial:
+            partial.write_bytes(text.encode())
+            seal(partial)
 
     @classmethod
     def load(cls, store: str | Place) -> StoreInfo:

@@ -24,7 +24,7 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.files import place, reason, remove_partials, rename, sync_folder
+from chgdb.files import place, reason, remove_partials, rename, seal_holds, sync_folder
 from chgdb.parquet import (
     SQL_TYPES,
     Relation,
@@ -172,6 +172,15 @@ class Table:
         """The first row that was never used."""
         return max((part.stop for part in self._all_parts()), default=0)
 
+    def gaps(self) -> list[tuple[int, int]]:
+        """First row and last + 1 of what lies between parts: those of a file that is missing."""
+        end, found = 0, []
+        for part in self._parts():
+            if part.start > end:
+                found.append((end, part.start))
+            end = max(end, part.stop)
+        return found
+
     # ------------------------------------------------------------------ reading
 
     def relation(self) -> Relation:
@@ -237,9 +246,12 @@ class Table:
         """Every id, in the order of adding."""
         return [id_ for (id_,) in self.select(columns=["id"]).values]
 
-    def count(self) -> int:
-        """The number of records."""
-        ((count,),) = self._run("SELECT count(*) FROM records", [])
+    def count(
+        self, where: str = "", parameters: Sequence[Any] = (), joined: Joined | None = None
+    ) -> int:
+        """The number of records, of those for which a condition holds; arguments as of `select`."""
+        query = "SELECT count(*) FROM records" + (f" WHERE ({where})" if where else "")  # noqa: S608 (as of select)
+        ((count,),) = self._run(query, parameters, joined)
         return int(count)
 
     def summary(self, expressions: Mapping[str, str]) -> dict[str, Any]:
@@ -367,6 +379,9 @@ class Table:
         """
         self.recover()
         self._join(_TIERS[-1])
+        for part in self._parts():
+            if not seal_holds(part.path):
+                _copy(part.path, "SELECT * FROM records ORDER BY id", [], [part])
 
     # ------------------------------------------------------------------ inside
 

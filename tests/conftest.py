@@ -208,6 +208,20 @@ def state(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in files}
 
 
+def crash(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, action: Callable[[], object]
+) -> None:
+    """Do something that ends where it would call a method, as if the process were killed there."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            action()
+
+
 class Outcome(NamedTuple):
     """What a command did."""
 

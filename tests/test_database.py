@@ -17,7 +17,7 @@ import filelock
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import ROOT, MakeFile, state
+from conftest import ROOT, MakeFile, Run, state
 
 from chgdb import adding, archive
 from chgdb import database as module
@@ -443,6 +443,31 @@ def test_a_copy_of_version_1_has_the_newest_and_can_be_filled(
     assert list(copy) == ["mp-3"]
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_versions_are_searched_decoded_and_exported(
+    run: Run, tmp_path: Path, version: int
+) -> None:
+    path = shutil.copytree(ROOT / f"tests/data/store-v{version}", tmp_path / "old")
+    at, before = ("--store", path), state(path)
+    assert run("search", "--elements", "Ti", "--format", "ids", *at).out == "mp-1\n"
+    assert run("get", "mp-1", "--decode", "-o", tmp_path / "a.npz", *at).code == 0
+    assert (
+        run("get", "mp-1", "--decode", "--from", "latent", "-o", tmp_path / "b.npz", *at).code == 0
+    )
+    assert run("verify", "--deep", *at).err == "0 errors, 0 notes\n"
+    assert run("compact", *at).code == 1
+    assert run("export", tmp_path / "new", *at).code == 0
+    assert state(path) == before
+    old, new = Database(path), Database(tmp_path / "new")
+    assert new.info.format_version == FORMAT_VERSION
+    assert new.verify(deep=True) == []
+    for record in old.get(list(old)):
+        assert {**record.row, "row": 0} == {**new[record.id].row, "row": 0}
+        assert record.payload() == new[record.id].payload()
+        assert record.predicted == new[record.id].predicted
+    assert new.features()["id"].tolist() == old.features()["id"].tolist()
+
+
 # --- encoders -------------------------------------------------------------------------------
 
 
@@ -718,3 +743,10 @@ def test_the_rows_of_the_shipped_arrays_belong_to_its_records() -> None:
         latent = record.latent()
         assert latent.n_electrons == record.row["n_electrons"]
         assert float(np.abs(latent.values).max()) <= 1.0
+
+
+def test_counting_regards_the_filters_and_nothing_else(database: Database) -> None:
+    for filters in ({}, {"elements": "O"}, {"where": "predicted_bulk_modulus > 0"}):
+        expected = len(database.select(**filters))  # type: ignore[arg-type]
+        answer = {"columns": "formula", "sort": "formula", "descending": True, "limit": 1}
+        assert database.count(**filters, **answer) == expected  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("crystal", "similarity", "systems", "features", "inputs", "charge3net"),
     ("archive", "derived", "evaluation", "properties", "structure_intake"),
-    ("predicting", "train_properties", "adding"),
+    ("predicting", "train_properties", "adding", "verification", "compaction"),
     ("database", "train", "property_evaluation"),
     ("assessment", "release_import"),
     ("cli", "xarray_backend"),

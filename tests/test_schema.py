@@ -167,7 +167,7 @@ def test_info_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["chgdb.json"]
     content = json.loads((tmp_path / "chgdb.json").read_text(encoding="utf-8"))
     assert list(content) == [
-        "format", "format_version", "encoder", "latent", "attribution", "created_by",
+        "format", "format_version", "encoder", "latent", "attribution", "created_by", "seal",
     ]  # fmt: skip
 
 
