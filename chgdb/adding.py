@@ -450,7 +450,8 @@ def encoded_by(
         finish: encodes.
     """
     work = partial(take_in_jobs, species=species, encode=encode, finish=finish)
-    for task, future, told in cluster.kept(work, _told, tasks_of(find_jobs(paths, ids, known))):
+    tasks = tasks_of(find_jobs(paths, ids, known), len(paths), cluster.threads)
+    for task, future, told in cluster.kept(work, _told, tasks):
         if isinstance(told, ChgdbError):
             yield from ((job.path, InputError(f"{shown(job.path)}: {told}")) for job in task)
             continue

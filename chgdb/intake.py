@@ -221,7 +221,7 @@ def take_in_all(
     with ProcessPoolExecutor(processes, context, _start_worker, sent) as pool:
         running: deque[tuple[list[Job], Future[list[Result]]]] = deque()
         try:
-            tasks = tasks_of(jobs, _files_per_task(len(paths), processes))
+            tasks = tasks_of(jobs, len(paths), processes)
             while True:
                 while (
                     _files(running) < _FILES_AHEAD * processes and _bytes(running) <= _BYTES_AHEAD
@@ -306,11 +306,17 @@ def find_jobs(
             yield Job(path, material_id, sha256, Known(found, path) if found and same else None)
 
 
-def tasks_of(jobs: Iterable[Job], most: int = _FILES_PER_TASK) -> Iterator[list[Job]]:
-    """Files in groups of at most so many that one process takes in together.
+def tasks_of(jobs: Iterable[Job], files: int, processes: int) -> Iterator[list[Job]]:
+    """Files in groups that one process takes in together.
 
-    A large file ends its group, so that nothing waits for several.
+    Every process gets several groups; a large file ends its group, so that none waits for several.
+
+    Args:
+        jobs: the files.
+        files: how many they are.
+        processes: that take them in.
     """
+    most = max(1, min(_FILES_PER_TASK, files // (4 * processes)))
     task: list[Job] = []
     for job in jobs:
         task.append(job)
@@ -319,11 +325,6 @@ def tasks_of(jobs: Iterable[Job], most: int = _FILES_PER_TASK) -> Iterator[list[
             task = []
     if task:
         yield task
-
-
-def _files_per_task(files: int, processes: int) -> int:
-    """Such that every process gets several tasks."""
-    return max(1, min(_FILES_PER_TASK, files // (4 * processes)))
 
 
 def _hash(path: Path) -> str | None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,11 @@ import pytest
 from conftest import MakeDensity, MakeFile, state
 
 from chgdb import adding
-from chgdb.adding import OnConflict
+from chgdb.adding import Encoder, OnConflict
 from chgdb.database import Database
 from chgdb.density import ChargeDensity, Structure
 from chgdb.errors import InputError
+from chgdb.intake import Encoded, take_in
 
 
 def test_adding_one_file(empty: Database, make_file: MakeFile) -> None:
@@ -305,3 +310,101 @@ def test_a_name_that_is_not_unicode_is_stored_readably(
     make_file("mp-1.npz").rename(path)
     (row,) = empty.add([path]).added
     assert row["source_file"] == "caf\N{REPLACEMENT CHARACTER}.npz"
+
+
+# --- in processes -----------------------------------------------------------------------------
+
+
+def test_processes_that_encode_give_what_one_gives(
+    empty: Database, make_file: MakeFile, tmp_path: Path, models: Path
+) -> None:
+    paths = [make_file(f"mp-{i}.npz", electrons=8.0 + i) for i in range(4)]
+    paths.insert(2, tmp_path / "empty.npz")
+    paths[2].write_bytes(b"")
+    single = Database.create(tmp_path / "single", encoder="tiny-16")
+    reports = [empty.add(paths, processes=2), single.add(paths)]
+    assert [[path for path, _ in report.failed] for report in reports] == [[paths[2]]] * 2
+    assert list(empty) == list(single)
+    for one, other in zip(empty.get(list(empty)), single.get(list(single)), strict=True):
+        assert one.payload() == other.payload()
+        assert np.abs(one.latent().values - other.latent().values).max() <= 1.01 / 127
+        assert one.row["latent_nmae"] == pytest.approx(other.row["latent_nmae"], rel=1e-2)
+
+
+def test_files_that_were_read_are_encoded_where_they_are(
+    empty: Database, make_file: MakeFile
+) -> None:
+    """An encoder that processes can be sent, and errors that stop no other file."""
+    encoder = empty.info.encoder
+    finish = Encoder(encoder.id, encoder.weights_sha256, "cpu")
+    good, bad = take_in(make_file("mp-1.npz")), take_in(make_file("mp-2.npz", electrons=-4.0))
+    one, other = finish([good, bad])
+    assert isinstance(one, Encoded)
+    assert (one.id, one.bulk.latent.dtype) == ("mp-1", np.int8)
+    assert isinstance(other, InputError)
+    assert "mp-2.npz: cannot be encoded" in str(other)
+
+
+def test_what_waits_too_long_is_committed(
+    empty: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adding, "PATIENCE", 0.0)
+    seen: list[int] = []
+    paths = [make_file(f"mp-{i}.npz", electrons=8.0 + i) for i in range(3)]
+    empty.add(paths, progress=lambda done, _: seen.append(len(empty)))
+    assert seen == [1, 2, 3, 3]
+
+
+def test_fewer_steps_of_refinement(empty: Database, make_file: MakeFile) -> None:
+    with pytest.raises(InputError, match="-1 steps of refinement"):
+        empty.add(make_file("mp-1.npz"), refine_steps=-1)
+    (row,) = empty.add(make_file("mp-1.npz"), refine_steps=6).added
+    (plain,) = empty.add(make_file("mp-2.npz", electrons=17.0)).added
+    assert row["latent_nmae"] < plain["latent_nmae"]  # whose encoder has none
+
+
+COMMAND = "import chgdb.adding as a; a.BATCH = 2\nfrom chgdb.cli import main; main()"
+
+
+@pytest.mark.parametrize(
+    ("sent", "processes"), [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGINT, 2)]
+)
+def test_a_run_that_is_killed_is_resumed(
+    empty: Database, make_file: MakeFile, tmp_path: Path, sent: signal.Signals, processes: int
+) -> None:
+    count = 24
+    for i in range(count):
+        make_file(f"in/mp-{i}.npz", electrons=8.0 + i)
+    words = ["add", str(tmp_path / "in"), "--store", str(empty.path), "--processes", str(processes)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(empty) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    process.wait(timeout=60)
+    while _alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(process.pid)  # nor any process that it started
+    stored = len(empty)
+    assert 2 <= stored < count
+    report = empty.add(tmp_path / "in")
+    assert [len(report.skipped), len(report.added)] == [stored, count - stored]
+    assert sorted(empty) == sorted(f"mp-{i}" for i in range(count))
+    for record in empty.get(list(empty)):
+        for held in (record.latent(), record.density()):
+            assert held.n_electrons == pytest.approx(8.0 + int(record.id[3:]))
+
+
+def _alive(session: int) -> bool:
+    """Whether a process of a session is there."""
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from chgdb import arrays
-from chgdb.arrays import LatentArrays, LatentStorage, pack, unpack
+from chgdb.arrays import LatentArrays, LatentStorage, Part, pack, unpack, write_part
 from chgdb.errors import InputError, ModelError, StoreError
 
 SCALE = 1 / 127
@@ -576,3 +576,76 @@ def test_xarray_alone_reads_it_without_a_warning(tmp_path: Path) -> None:
         read = LatentArrays.open(path).read(1, "mp-1").values
         np.testing.assert_array_equal(np.load(path + ".npy"), read)
         assert Path(path + ".payload").read_bytes() == payload(1)
+
+
+# --- written in parts -----------------------------------------------------------------------
+
+
+def in_parts(group: LatentArrays, start: int, n: int) -> list[Part]:
+    """`add`, with the latents and payloads written part by part, the last first, and each twice."""
+    values = list(pack(latents(start, n, group.storage), INT8.dtype, INT8.scale_factor))
+    rows = np.arange(start, start + n)
+    payloads = [payload(int(i)) for i in rows]
+    lengths = [len(one) for one in payloads]
+    parts = group.reserve(start, lengths)
+    for part in (*reversed(parts), *parts):
+        inside = slice(part.start - start, part.stop - start)
+        write_part(group.path, part, values[inside], payloads[inside])
+    grids = rows[:, None] + [10, 11, 12]
+    group.commit(parts, [f"mp-{i}" for i in rows], grids, grids + 1, rows + 0.25, lengths)
+    return parts
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize(("before", "n"), [(0, 1), (0, 9), (2, 11), (4, 3), (7, 1)])
+def test_parts_share_no_file_and_hold_what_one_writer_writes(
+    tmp_path: Path, before: int, n: int
+) -> None:
+    group = LatentArrays.create(tmp_path / "a", INT8, ATTRS)
+    other = LatentArrays.create(tmp_path / "b", INT8, ATTRS)
+    if before:
+        add(group, 0, before)
+        add(other, 0, before)
+    parts = in_parts(LatentArrays.open(group.path, writable=True), before, n)
+    add(other, before, n)
+    assert len({part.start // 4 for part in parts}) == len(parts)
+    assert all(part.byte % 64 == 0 for part in parts[1:])
+    assert [part.stop for part in parts[:-1]] == [part.start for part in parts[1:]]
+    reread = LatentArrays.open(group.path)
+    assert reread.n_rows == before + n
+    for row in range(before + n):
+        assert reread.read_payload(row, f"mp-{row}") == payload(row)
+        one, same = reread.read(row, f"mp-{row}"), other.read(row, f"mp-{row}")
+        np.testing.assert_array_equal(one.values, same.values)
+        assert (one.grid, one.work_grid, one.n_electrons) == (
+            same.grid,
+            same.work_grid,
+            same.n_electrons,
+        )
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_parts_that_were_never_committed_are_overwritten(tmp_path: Path) -> None:
+    group = LatentArrays.create(tmp_path / "a", INT8, ATTRS)
+    for row in range(3):
+        add(group, row, 1)
+    lengths = [50] * 9
+    values = list(pack(latents(50, 9), INT8.dtype, INT8.scale_factor))
+    for part in group.reserve(3, lengths):
+        inside = slice(part.start - 3, part.stop - 3)
+        write_part(group.path, part, values[inside], [b"l" * 50] * (part.stop - part.start))
+    check(group.path, 3)
+    in_parts(LatentArrays.open(group.path, writable=True), 3, 6)
+    again = LatentArrays.open(group.path, writable=True)
+    add(again, 5, 4)  # rows 5 to 8 had no records: they are dropped, then written
+    reread = LatentArrays.open(group.path)
+    assert reread.n_rows == 9
+    for row in range(9):
+        assert reread.read_payload(row, f"mp-{row}") == payload(row)
+        reread.read(row, f"mp-{row}")
+
+
+def test_a_part_after_a_gap(tmp_path: Path) -> None:
+    group = LatentArrays.create(tmp_path / "a", INT8, ATTRS)
+    with pytest.raises(StoreError, match="row 1 does not follow the 0 rows"):
+        group.reserve(1, [3])
