@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chgdb.errors import InputError, StoreError
-from chgdb.files import place, reason, remove_partials, seal_holds, sync_folder
+from chgdb.files import place, reason, remove_partials, seal_holds, size_of, sync_folder
 from chgdb.parquet import (
     Relation,
     all_rows,
@@ -35,7 +35,7 @@ __all__ = ["Collection"]
 _PART_NAME = re.compile(r"(\d{9})\.parquet", re.ASCII)
 
 _MANY_PARTS = 16
-"""A table with more parts than this is compacted by its next writer."""
+"""In a table with more parts than this the next writer joins the newest."""
 
 
 class Collection:
@@ -134,8 +134,16 @@ class Collection:
             remove_partials(self.folder)
         except OSError as error:
             raise StoreError(f"{self.folder}: cannot be written ({reason(error)})") from error
-        if len(self.parts) > _MANY_PARTS:
-            self.compact()
+        parts = self.parts
+        if len(parts) > _MANY_PARTS:
+            self._join(_newest_run(parts))
+
+    def _join(self, parts: Sequence[Place]) -> None:
+        """Join the newest parts, whose rows come before those of all others."""
+        rows = {"rows": self._newest(self._columns().values(), parts)}
+        order = ", ".join(map(quoted, self._key))
+        self._copy(self._next(), rows, f"SELECT * FROM rows ORDER BY {order}")  # noqa: S608 (constants)
+        self._unlink(parts)
 
     def compact(
         self, stale: str = "false", relations: Mapping[str, Relation] | None = None
@@ -207,6 +215,18 @@ class Collection:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{self.folder}: cannot be written ({reason(error)})") from error
+
+
+def _newest_run(parts: Sequence[Place]) -> Sequence[Place]:
+    """The newest parts, back to the first that is larger than all after it together.
+
+    So each row is rewritten as often as the table has doubled, however many parts are added.
+    """
+    sizes = [size_of(path) for path in parts]
+    first = len(parts) - 2
+    while first > 0 and sizes[first - 1] <= sum(sizes[first:]):
+        first -= 1
+    return parts[first:]
 
 
 def _checked(frame: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFrame:

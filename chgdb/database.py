@@ -914,7 +914,11 @@ class Database:
         from chgdb.structure_files import holds_structures
         from chgdb.structure_intake import read_entries, take_in_structures
 
-        files = find_densities([paths] if isinstance(paths, str | Path) else paths)
+        asked = [paths] if isinstance(paths, str | Path) else paths
+        missing: list[tuple[Path, str]] = []
+        files = find_densities(asked, None if ids or len(asked) == 1 else missing)
+        if missing and not files:
+            raise InputError(missing[0][1])
         _check_add(files, paths, ids, on_conflict)
         if refine_steps is not None and refine_steps < 0:
             raise InputError(f"{refine_steps} steps of refinement: give 0 or more")
@@ -944,7 +948,7 @@ class Database:
 
         def tell(done: int) -> None:
             if progress:
-                progress(done, len(densities) + len(entries))
+                progress(done, len(densities) + len(entries) + len(missing))
 
         with connected(scheduler, self.path) if scheduler else nullcontext() as cluster:
             adder = Adder(
@@ -971,6 +975,7 @@ class Database:
             else:
                 finish = encoder if codec.device == "cpu" else None
                 results = take_in_all(densities, finish=finish, processes=processes, **options)
+            adder.report.failed += missing
             report = adder.add(results, tell)
             if network is not None:
                 results = take_in_structures(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from chgdb.collection import Collection
 from chgdb.errors import InputError
 from chgdb.files import reason
-from chgdb.parquet import Relation, all_rows, any_of, quoted, read
+from chgdb.parquet import Relation, all_rows, any_of, near_query, quoted, read
 from chgdb.places import Place
 from chgdb.resources import DEFAULT_PROPERTY_MODEL
 from chgdb.schema import (
@@ -119,9 +119,16 @@ class Derived:
             for name, query in queries.items()
         }
 
-    def ids(self) -> set[str]:
-        """The materials with features."""
-        return {id_ for (id_,) in self._run(["id"], "SELECT id FROM features", all_rows)}
+    def knows(self, material_id: str) -> bool:
+        """Whether a material has features."""
+        return bool(
+            self._run(["id"], "SELECT id FROM features WHERE id = ?", all_rows, [material_id])
+        )
+
+    def near(self, material_id: str, n: int) -> list[str]:
+        """The ids of materials with features that are most like a text, the nearest first."""
+        query = near_query("features", "id")
+        return [id_ for (id_,) in self._run(["id"], query, all_rows, [material_id, material_id, n])]
 
     def count(self) -> dict[str, int]:
         """Materials with features, and with predictions of each model, by its id."""

@@ -38,6 +38,7 @@ __all__ = [
     "seal",
     "seal_holds",
     "shown",
+    "size_of",
     "sync_folder",
     "write_files",
 ]
@@ -207,6 +208,20 @@ def remove_partials(folder: Place, *, below: bool = False) -> None:
     pattern = f".*{PARTIAL_SUFFIX}"
     for leftover in folder.rglob(pattern) if below else folder.glob(pattern):
         leftover.unlink(missing_ok=True)
+
+
+def size_of(path: Place) -> int:
+    """Bytes of a file; 0 if it is not there.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    if isinstance(path, RemotePath):
+        return path.version.size if path.version else 0
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def rename(path: Place, name: str) -> None:

@@ -281,13 +281,16 @@ valence density. They are read where they are named.
 """
 
 
-def find_densities(paths: Iterable[str | Path]) -> list[Path]:
+def find_densities(
+    paths: Iterable[str | Path], missing: list[tuple[Path, str]] | None = None
+) -> list[Path]:
     """The density files that arguments of a command mean.
 
     Args:
         paths: files of any name; directories, searched with all below them for CHGCAR*,
             *.CHGCAR* and *.npz, hidden ones left out; and patterns such as "*.npz" that no shell
             has expanded.
+        missing: gets what is not there, and why, instead of an error.
 
     Returns:
         Each file once, in the order of the arguments and in natural order within each.
@@ -297,7 +300,14 @@ def find_densities(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for path in paths:
-        for file in _expanded(path):
+        try:
+            files = _expanded(path)
+        except InputError as error:
+            if missing is None:
+                raise
+            missing.append((Path(path), str(error)))
+            continue
+        for file in files:
             found.setdefault(os.path.realpath(file), file)
     return list(found.values())
 

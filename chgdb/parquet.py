@@ -35,6 +35,7 @@ __all__ = [
     "files_of",
     "frame_of",
     "metadata_of",
+    "near_query",
     "plain_value",
     "quoted",
     "read",
@@ -79,6 +80,19 @@ def any_of(column: str, values: Sequence[Any]) -> str:
     DuckDB leaves out the row groups that can hold none of them, as it does not for a list.
     """
     return f"{quoted(column)} IN ({', '.join('?' * len(values))})" if values else "false"
+
+
+def near_query(relation: str, tie: str) -> str:
+    """SQL of the ids in a relation most like a text; its parameters: the text twice, how many.
+
+    Args:
+        relation: its name.
+        tie: column that orders what is equally near.
+    """
+    return (
+        f"SELECT id FROM {relation} WHERE jaro_winkler_similarity(id, ?) > 0.8 "  # noqa: S608 (constants)
+        f"ORDER BY jaro_winkler_similarity(id, ?) DESC, {tie} LIMIT ?"
+    )
 
 
 def quoted(name: str) -> str:

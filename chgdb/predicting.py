@@ -251,7 +251,7 @@ class Predictor:
         told = [name for name in _NEIGHBOUR_COLUMNS if name != "distance"]
         found = self._derived.arrays(list(dict.fromkeys([*told, *DENSITY_COLUMNS])))
         ids = found["id"]
-        material_id, path = self._resolve(target, set(ids))
+        material_id, path = self._resolve(target)
         if not len(ids):
             raise StoreError(
                 f"{shown(self._store)}: holds no features of densities to compare with; make them "
@@ -273,16 +273,20 @@ class Predictor:
 
     # ------------------------------------------------------------------ inside
 
-    def _resolve(self, target: str | Path, known: set[str]) -> tuple[str, Path | None]:
+    def _resolve(self, target: str | Path) -> tuple[str, Path | None]:
         """The id of a material, or a file and its name; a file comes before a material."""
         path = Path(target)
         if isinstance(target, Path) or path.is_file():
             return str(target), path
-        if target in known or self._table.select("id = ?", [target], columns=["id"], limit=1):
+        if self._table.select("id = ?", [target], columns=["id"], limit=1):
+            return target, None
+        if self._derived.knows(target):
             return target, None
         if path.is_dir():
             raise InputError(f"{shown(path)}: a folder; name the file of a density")
-        near = get_close_matches(target, {*known, *self._table.ids()}, n=3)
+        near = get_close_matches(
+            target, {*self._derived.near(target, 64), *self._table.near(target, 64)}, n=3
+        )
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise UnknownIdError(f"no file and no material {target!r} in {shown(self._store)}{hint}")
 
@@ -301,8 +305,7 @@ class Predictor:
         from chgdb.features import features_of
         from chgdb.formats import read_density
 
-        known = self._derived.ids()
-        resolved = list(dict.fromkeys(self._resolve(target, known) for target in targets))
+        resolved = list(dict.fromkeys(self._resolve(target) for target in targets))
         stored = self._derived.features([name for name, path in resolved if path is None])
         rows: dict[str, dict[Any, Any]] = {row["id"]: row for row in stored.to_dict("records")}
         answer: list[dict[Any, Any]] = []

@@ -33,6 +33,7 @@ from chgdb.parquet import (
     copy_rows,
     file_metadata,
     frame_of,
+    near_query,
     plain_value,
     quoted,
     read,
@@ -267,10 +268,7 @@ class Table:
 
     def near(self, material_id: str, n: int) -> list[str]:
         """The ids that are most like a text, the nearest first."""
-        query = (
-            "SELECT id FROM records WHERE jaro_winkler_similarity(id, ?) > 0.8 "
-            "ORDER BY jaro_winkler_similarity(id, ?) DESC, row LIMIT ?"
-        )
+        query = near_query("records", "row")
         return [id_ for (id_,) in self._run(query, [material_id, material_id, n])]
 
     # ------------------------------------------------------------------ writing

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeDensity, MakeFile, state
+from conftest import MakeDensity, MakeFile, Run, state
 
 from chgdb import adding
 from chgdb.adding import Encoder, OnConflict
@@ -336,7 +336,7 @@ def test_files_that_were_read_are_encoded_where_they_are(
 ) -> None:
     """An encoder that processes can be sent, and errors that stop no other file."""
     encoder = empty.info.encoder
-    finish = Encoder(encoder.id, encoder.weights_sha256, "cpu")
+    finish = Encoder(encoder.id, encoder.weights_sha256, None, empty.info.latent, "cpu")
     good, bad = take_in(make_file("mp-1.npz")), take_in(make_file("mp-2.npz", electrons=-4.0))
     one, other = finish([good, bad])
     assert isinstance(one, Encoded)
@@ -408,3 +408,18 @@ def _alive(session: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_what_is_not_there_is_told_at_the_end(
+    run: Run, empty: Database, make_file: MakeFile, tmp_path: Path
+) -> None:
+    path = make_file("mp-1.npz")
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'absent.npz'}\n\n{path}\n")
+    done = run("add", "--list", tmp_path / "list.txt", "--store", empty.place)
+    assert done.code == 1
+    assert "1 added, 0 skipped, 1 failed" in done.out
+    assert "absent.npz: no such file" in done.err
+    assert list(empty) == ["mp-1"]
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'absent.npz'}\n")
+    assert "no such file" in run("add", "--list", tmp_path / "list.txt", "--store", empty.place).err
+    assert run("add", "--list", tmp_path / "no-list", "--store", empty.place).code == 1

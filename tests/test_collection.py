@@ -175,6 +175,23 @@ def test_many_parts_are_joined_on_the_way(
     assert values(empty) == {"a": 8.0, "b": 7.0}
 
 
+def test_what_is_large_is_not_rewritten_for_every_small_part(
+    empty: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "_MANY_PARTS", 3)
+    sizes = {"000000000.parquet": 1000}
+    monkeypatch.setattr(collection, "size_of", lambda path: sizes.get(path.name, 1))
+    empty.append(frame("ab", 1.0))
+    (large,) = empty.parts
+    before = large.read_bytes()
+    for i in range(9):
+        empty.append(frame("a", 2.0 + i))
+    assert empty.parts[0] == large
+    assert large.read_bytes() == before
+    assert len(empty.parts) <= 4
+    assert values(empty) == {"a": 10.0, "b": 1.0}
+
+
 # ---------------------------------------------------------------------- damage and crashes
 
 
