@@ -122,7 +122,7 @@ def silicon(values: np.ndarray, magnetization: np.ndarray | None = None) -> Char
 
 
 def test_all_is_tested_and_defined() -> None:
-    assert module.__all__ == ["Chgcar", "read_chgcar", "write_chgcar"]
+    assert module.__all__ == ["Chgcar", "read_chgcar", "read_header", "write_chgcar"]
 
 
 # --- reading: the convention ----------------------------------------------------------------

@@ -613,7 +613,7 @@ def test_an_interrupt_that_is_swallowed_stops_add_at_its_next_step(
 def test_ctrl_c_during_add_keeps_what_is_stored(
     empty: Database, make_file: MakeFile, tmp_path: Path
 ) -> None:
-    for i in range(40):
+    for i in range(20):
         make_file(f"in/mp-{i}.npz", electrons=8.0 + i)
     code = f"import chgdb.adding as d; d.BATCH = 2\n{COMMAND}"
     words = ["add", str(tmp_path / "in"), "--store", str(empty.path)]
@@ -632,9 +632,9 @@ def test_ctrl_c_during_add_keeps_what_is_stored(
     assert (process.returncode, out) == (130, ""), err
     assert err.endswith("chgdb: interrupted\n")  # Python may say what a destructor swallowed
     stored = len(empty)
-    assert 2 <= stored < 40
+    assert 2 <= stored < 20
     report = empty.add(tmp_path / "in")
-    assert [len(report.skipped), len(report.added)] == [stored, 40 - stored]
+    assert [len(report.skipped), len(report.added)] == [stored, 20 - stored]
     for density in empty.decode(list(empty)):
         assert density.n_electrons == pytest.approx(8.0 + int(density.id[3:]))
 

@@ -582,8 +582,8 @@ def test_an_id_that_is_taken_while_a_batch_is_encoded(
     encode = adding.encode
 
     def overtaken(codec: Any, intakes: Any, storage: Any) -> Any:
-        if not len(other):
-            other.add(theirs)
+        monkeypatch.setattr(adding, "encode", encode)
+        other.add(theirs)
         return encode(codec, intakes, storage)
 
     monkeypatch.setattr(adding, "encode", overtaken)

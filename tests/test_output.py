@@ -96,7 +96,7 @@ def test_a_mapping(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_record_shows_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
-    show_record({**ROWS[1], "row": 3, "formula": "Si", "volume": 12345.678})
+    show_record({**ROWS[1], "row": 3, "source": "dft", "formula": "Si", "volume": 12345.678})
     out = capsys.readouterr().out
     assert "volume (A^3)  12345.7" in out
     assert "formula" in out

@@ -176,7 +176,7 @@ def test_bad_files_are_told_of_and_the_rest_is_imported(release: Release) -> Non
 def test_an_import_goes_on_where_it_was_interrupted(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chgdb.release_import, "BATCH", 1)
+    monkeypatch.setattr(chgdb.release_import, "_BATCH", 1)
 
     def interrupt(done: int, total: int) -> None:
         assert total == 2

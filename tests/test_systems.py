@@ -512,7 +512,7 @@ def test_shipped_systems(name: str) -> None:
     takes = f"{encoder.id} {encoder.weights_sha256}" if RECIPES[name].takes_latents else ""
     assert system.config.encoder == takes
     assert system.config.training["rows"] == {"train": 310, "val": 31}
-    selection = database.select(where="split = 'val'", columns=["id"])
+    selection = database.select(source="dft", where="split = 'val'", columns=["id"])
     data = system_data(database, [material_id for (material_id,) in selection.values])
     found = score(data.targets[:, 0], system.predict(data)[TARGETS[0]])
     row = f"| val | bulk_modulus (GPa) | 31 | {found.r2:.3f} | {found.mae:.3g} | {found.rmse:.3g} |"
