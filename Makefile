@@ -31,11 +31,12 @@ store: $(VENV)/.installed
 	$(BIN)/chgdb import-table $(SHARED)/data/properties_6059.csv.gz --structures $(SHARED)/data/structures.json.gz --store store
 	$(BIN)/python scripts/import_features.py store $(SHARED)/data/structures.json.gz
 	$(BIN)/chgdb predict --all --store store
+	$(BIN)/chgdb compact --store store
 
 # densities that ChargE3Net predicts for the structures without one, the smallest cell first; takes
 # hours, may be interrupted, and goes on where it was
 fill: $(VENV)/.installed
-	$(BIN)/chgdb add $(SHARED)/data/structures.json.gz --properties $(SHARED)/data/properties_6059.csv.gz --store store
+	-$(BIN)/chgdb add $(SHARED)/data/structures.json.gz --properties $(SHARED)/data/properties_6059.csv.gz --store store
 	$(BIN)/chgdb predict --all --store store
 
 $(VENV)/.installed: pyproject.toml

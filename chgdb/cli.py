@@ -1234,6 +1234,8 @@ def evaluate(
 
 _EXTRAS = {
     "h5py": "release",
+    "distributed": "cluster",
+    "e3nn": "ml-density",
     "fsspec": "s3",
     "lightgbm": "ml",
     "matplotlib": "plot",

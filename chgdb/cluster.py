@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from chgdb import __version__
 from chgdb.errors import ChgdbError, InputError, MissingExtraError, StoreError
-from chgdb.files import PARTIAL_SUFFIX, reason, shown
+from chgdb.files import reason, shown
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -90,8 +90,13 @@ class Cluster:
             ChgdbError: a call failed.
         """
         futures = [self._client.submit(function, *call, pure=False, priority=1) for call in calls]
-        for future in futures:
-            result = _result(future)
+        try:
+            # all of them: what still runs when this returns would write beside the next writer
+            results = [_result(future) for future in futures]
+        except BaseException:
+            self._client.cancel(futures)
+            raise
+        for result in results:
             if isinstance(result, ChgdbError):
                 raise result
 
@@ -102,7 +107,7 @@ class Cluster:
             StoreError: they do not see it, or it cannot be written.
             InputError: they run another version of chgdb, or none, or there are no workers.
         """
-        token = folder / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        token = folder / f".{uuid.uuid4().hex}.seen"
         try:
             token.touch()
         except OSError as error:

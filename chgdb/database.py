@@ -33,12 +33,13 @@ from chgdb.export import known_properties, structure_of
 from chgdb.files import PARTIAL_SUFFIX, place, reason, replace_file, seal_holds, shown
 from chgdb.filters import Filters, Range, column_named, columns_named, condition_of
 from chgdb.lock import writer_lock
-from chgdb.parquet import any_of
+from chgdb.parquet import any_of, plain_value
 from chgdb.places import Place, RemotePath
 from chgdb.predicting import Predictor, PredictReport
 from chgdb.resources import DEFAULT_ENCODER, find_model, find_store, is_shipped
 from chgdb.schema import (
     ARRAYS_FOLDER,
+    COLUMNS,
     ENCODER_FOLDER,
     FORMAT_VERSION,
     INFO_FILE,
@@ -942,7 +943,7 @@ class Database:
             self._own_encoder(),
             self.info.latent,
             self.device,
-            max(1, (os.cpu_count() or 1) // processes),
+            1 if scheduler else max(1, (os.cpu_count() or 1) // processes),
             refine_steps,
         )
 
@@ -1009,6 +1010,7 @@ class Database:
             StoreError: the store cannot be written.
         """
         report = ImportReport()
+        done = 0
         for part in _batches(list(materials), _MATERIALS):
             with self._writing() as confirm:
                 known = {row["id"]: row for row in self._table.select(any_of("id", part), part)}
@@ -1024,14 +1026,16 @@ class Database:
                         fresh.append(row)
                     elif row:
                         changes[id_] = row
+                confirm()
                 self._table.update(changes)
                 if fresh:
                     none = [None] * len(fresh)
                     self._commit(fresh, none, [b""] * len(fresh), confirm, replacing=False)
             report.added += [row["id"] for row in fresh]
             report.updated += changes
+            done += len(part)
             if progress:
-                progress(len(report.added) + len(report.updated), len(materials))
+                progress(done, len(materials))
         return report
 
     def with_latent(self, ids: Sequence[str]) -> set[str]:
@@ -1093,6 +1097,7 @@ class Database:
         ids = list(dict.fromkeys(_ids(ids)))
         with self._writing() as confirm:
             rows = [record.row["row"] for record in self.get(ids)]
+            confirm()
             self._derived.forget(ids)
             confirm()
             self._table.remove(ids)
@@ -1218,6 +1223,7 @@ class Database:
         """
         import numpy as np
 
+        confirm()
         ids = [row["id"] for row in rows]
         old = self._superseded(ids)
         start = self._table.next_row
@@ -1306,7 +1312,7 @@ def _check_add(
 
     if not files:
         asked = [paths] if isinstance(paths, str | Path) else paths
-        raise InputError(f"no density files in {', '.join(map(shown, asked))}")
+        raise InputError(f"no density files in {', '.join(map(shown, asked)) or 'the list'}")
     if ids is not None:
         if len(ids) != len(files):
             raise InputError(f"{len(ids)} ids for {len(files)} files: give one --id per file")
@@ -1461,6 +1467,11 @@ def _material(
     properties = {name: value for name, value in given.items() if name != "formula"}
     if unknown := properties.keys() - {column.name for column in PROPERTIES}:
         raise InputError(f"{min(unknown)} is no property; docs/format.md lists them")
+    for name, value in properties.items():
+        try:
+            plain_value(COLUMNS[name].type, value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name} is {value!r}, not {COLUMNS[name].type}") from error
     formula = given.get("formula") or (structure.formula if structure else None)
     if material_id not in known:
         if not formula:

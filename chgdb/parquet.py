@@ -51,7 +51,7 @@ SQL_TYPES = {"text": "VARCHAR", "integer": "BIGINT", "real": "DOUBLE", "boolean"
 
 _FRAME_TYPES = {"text": "str", "integer": "Int64", "real": "float64", "boolean": "boolean"}
 
-_ROW_GROUP = 16_384
+_ROW_GROUP = 4096
 """Rows that a reader of a joined file reads together."""
 
 _ATTEMPTS = 10

@@ -339,7 +339,7 @@ class Table:
             else f"records.{quoted(name)}"
             for name in COLUMNS
         )
-        both = "records LEFT JOIN changed ON records.id = changed.id"
+        both = "records LEFT JOIN changed ON records.id = changed.id ORDER BY records.id"
         query = f"SELECT {mixed} FROM {both}"  # noqa: S608 (constants)
         with tempfile.TemporaryDirectory(prefix="chgdb-") as folder:
             file = Path(folder) / "changes.parquet"
@@ -462,11 +462,14 @@ class Table:
 
 
 def _neighbours(parts: Sequence[_Part], most: int) -> list[list[_Part]]:
-    """Runs of two or more adjacent parts that fit into one of so many rows."""
+    """Runs of two or more adjacent parts that fit into one of so many rows.
+
+    Not across rows that are of no part: those are of a part that is missing, and may come back.
+    """
     groups: list[list[_Part]] = []
     for part in parts:
         group = groups[-1] if groups else []
-        if group and group[-1].stop <= part.start and part.stop - group[0].start <= most:
+        if group and group[-1].stop == part.start and part.stop - group[0].start <= most:
             group.append(part)
         else:
             groups.append([part])

@@ -617,6 +617,8 @@ class _Walk:
                     yield from self._check_error(where, "payload", density, exact, record)
         if self.codec is None or record["work_grid_a"] is None:
             return
+        if record["grid_a"] is None:  # a latent that came without its density
+            return
         try:
             latent = _decoded(self.codec, arrays, record)
         except (ChgdbError, ValueError, TypeError, KeyError) as error:
@@ -806,12 +808,13 @@ def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
 
 _OF_STRUCTURES = ("n_atoms", "volume", "mass_density", "lattice", "species", "frac_coords")
 _OF_PAYLOADS = ("payload_bytes", "payload_method", "payload_nmae", "payload_max_error")
-_OF_LATENTS = ("work_grid_a", "work_grid_b", "work_grid_c", "latent_nmae", "latent_max_error")
+_OF_LATENTS = ("latent_nmae", "latent_max_error", "latent_electron_error", "latent_coarse")
 _TOGETHER = (
     _OF_STRUCTURES,
     ("spacegroup", "spacegroup_symbol", "crystal_system"),
     ("grid_a", "grid_b", "grid_c"),
-    (*_OF_LATENTS, "latent_electron_error", "latent_coarse"),
+    ("work_grid_a", "work_grid_b", "work_grid_c"),
+    _OF_LATENTS,
     (*_OF_PAYLOADS, "payload_electron_error"),
 )
 """Columns that are null together."""

@@ -192,6 +192,15 @@ def test_an_import_goes_on_where_it_was_interrupted(
     assert release.load().imported == []
 
 
+def test_verify_takes_it_for_sound(release: Release, keras_release: KerasRelease) -> None:
+    release.load()
+    (note,) = release.database.verify()
+    assert note.level == "note"
+    assert "the weights of its encoder, release, are not known" in note.what
+    release.load(decoder=keras_release.weights / "decoder.h5")
+    assert Database(release.database.place).verify(deep=True) == []
+
+
 def test_a_record_without_a_density_gets_its_latent(release: Release) -> None:
     np.save(release.folder / "MgO_225_latent.npy", LATENT[:1])
     release.load()

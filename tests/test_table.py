@@ -378,6 +378,23 @@ def test_parts_are_joined_in_tiers(empty: Table, monkeypatch: pytest.MonkeyPatch
     assert max(int(name[10:19]) - int(name[:9]) for name in names(empty)) > 16
 
 
+def test_no_join_hides_that_a_part_is_missing(
+    empty: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "_MANY_PARTS", 3)
+    empty.append(records(0, 1), 0)
+    empty.append(records(1, 2), 1)
+    lost = empty.parts[1]
+    content = lost.read_bytes()
+    lost.unlink()
+    for i in range(3, 12):
+        empty.append(records(i, 1), i)
+    empty.compact()
+    assert empty.gaps() == [(1, 3)]
+    lost.write_bytes(content)
+    assert empty.ids() == [f"mp-{i}" for i in range(12)]
+
+
 def test_summary_and_near(filled: Table) -> None:
     assert filled.summary({"n": "count(*)", "most": "max(volume)"}) == {"n": 6, "most": 5 / 7}
     assert filled.near("mp-3", 2) == ["mp-3", "mp-0"]

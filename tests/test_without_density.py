@@ -79,6 +79,8 @@ def test_a_structure_may_come_later(filled: Database) -> None:
         ({"mp-12": {}}, "has no formula"),
         ({"mp-12": {"formula": "Xx"}}, "Xx"),
         ({"../x": {"formula": "Si"}}, "cannot be a material id"),
+        ({"mp-12": {"formula": "Si", "bulk_modulus": "hard"}}, "bulk_modulus is 'hard', not real"),
+        ({"mp-2": {"is_metal": 7}}, "is_metal is 7, not boolean"),
     ],
 )
 def test_a_bad_material_stops_no_other(
