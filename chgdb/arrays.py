@@ -34,6 +34,7 @@ from chgdb.schema import (
 )
 
 __all__ = [
+    "RECORDED",
     "LatentArrays",
     "LatentStorage",
     "Part",
@@ -58,6 +59,9 @@ _ARRAYS = ("material_id", "latent", "grid", "work_grid", "n_electrons")
 """With one row per material, in every version of the format; the id is erased first."""
 
 _PAYLOAD_ROWS = ("payload_offset", "payload_length")
+RECORDED = "recorded_rows"
+"""Attribute of the group: `LatentArrays.recorded`."""
+
 _PAYLOAD = "payload"
 """Since version 2: all payloads as one array of bytes, and where in it that of a row is."""
 
@@ -364,6 +368,11 @@ class LatentArrays:
         Raises:
             StoreError: a gap before them, or the arrays cannot be written.
         """
+        if n_rows < self.recorded:
+            raise StoreError(
+                f"{self.path}: rows {n_rows} to {self.recorded - 1} had records, so a file of the "
+                "table is missing; restore it, chgdb verify says more"
+            )
         if not 0 <= n_rows <= self.n_rows:
             raise StoreError(f"{self.path}: row {n_rows} does not follow the {self.n_rows} rows")
         with _mapped(self.path):
@@ -378,6 +387,24 @@ class LatentArrays:
                     array.resize((length, *array.shape[1:]))
             for leftover in self.leftovers():
                 leftover.unlink(missing_ok=True)
+
+    @property
+    def recorded(self) -> int:
+        """Rows before this one have had their records: they are not what a crash left."""
+        rows = self._group.attrs.get(RECORDED)
+        return rows if isinstance(rows, int) else 0
+
+    def record(self, n_rows: int) -> None:
+        """Keep in mind that the rows before `n_rows` have their records.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with _mapped(self.path):
+            if n_rows > self.recorded:
+                root = json.loads((self.path / _METADATA).read_text(encoding="utf-8"))
+                root["attributes"][RECORDED] = n_rows
+                _write_metadata(self.path, root)
 
     def leftovers(self) -> list[Path]:
         """Files of unfinished writing, and chunks that hold no committed row or byte.
@@ -660,6 +687,10 @@ def _commit(path: Place, n_rows: int, n_bytes: int) -> None:
         arrays[name] = {**metadata, "shape": [length, *metadata["shape"][1:]]}
     consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
     root["consolidated_metadata"] = consolidated
+    _write_metadata(path, root)
+
+
+def _write_metadata(path: Place, root: Mapping[str, Any]) -> None:
     replace_file(path / _METADATA, (json.dumps(root, indent=2) + "\n").encode())
 
 

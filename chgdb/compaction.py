@@ -43,9 +43,10 @@ def compact(table: Table, derived: Derived, arrays: LatentArrays) -> None:
             f"{shown(table.folder)}: rows {start} to {stop - 1} are of no part, so a file is "
             "missing; restore it, chgdb verify says more"
         )
+    arrays.truncate(min(table.next_row, arrays.n_rows))
     table.compact()
     derived.compact()
-    arrays.truncate(min(table.next_row, arrays.n_rows))
+    arrays.record(min(table.next_row, arrays.n_rows))
     position = 0
     for start in range(0, arrays.n_rows, _ROWS):
         stop = min(start + _ROWS, arrays.n_rows)

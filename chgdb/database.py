@@ -1116,6 +1116,8 @@ class Database:
         """
         from chgdb.compaction import compact
 
+        if isinstance(self.place, RemotePath):
+            raise StoreError(f"{self.place}: is not a folder; compact a copy of its files in one")
         with self._writing():
             before = _size(self.path)
             compact(self._table, self._derived, self._writable_arrays())
@@ -1241,6 +1243,7 @@ class Database:
         )
         confirm()
         self._table.append(rows, start, replaces=replacing and bool(old))
+        arrays.record(start + len(rows))
         arrays.erase(old)
 
     def _commit_added(
@@ -1268,6 +1271,7 @@ class Database:
         arrays.commit(parts, ids, *_small_arrays(rows), lengths)
         confirm()
         self._table.append(rows, start, replaces=bool(old))
+        arrays.record(start + len(rows))
         arrays.erase(old)
 
     def _superseded(self, ids: Sequence[str]) -> list[int]:

@@ -66,6 +66,8 @@ def read_keras_weights(path: str | Path) -> dict[str, NDArray[np.float32]]:
         import h5py
     except ImportError as error:
         raise MissingExtraError("reading Keras weights", "release") from error
+    if not Path(path).is_file():
+        raise ModelError(f"{shown(path)}: no such file")
     try:
         with h5py.File(path, "r") as file:
             convolutions = _in_order(list(_convolutions(_weights(file))))

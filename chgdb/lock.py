@@ -178,6 +178,7 @@ def _owner(content: bytes) -> str:
 
 def _busy(path: Place, timeout: float, owner: str = "") -> StoreError:
     who = f"another process ({owner})" if owner else "another process"
+    hint = f"; if it is dead, {LEASE:g} s after its last sign" if owner else ""
     return StoreError(
-        f"{shown(path.parent)}: {who} has been writing for {timeout:g} s; try again later"
+        f"{shown(path.parent)}: {who} has been writing for {timeout:g} s; try again later{hint}"
     )

@@ -147,7 +147,7 @@ def import_release(
     latents, findings = find_latents(folder, content.materials, [*others, *weights])
     database = _open(_folder(store), tensors, weights)
     report = ReleaseReport(rows=content.n_rows, files=len(latents))
-    for done, part in _batches(database, content, latents, report):
+    for done, part in _batches(database, content, latents, known, report):
         _import(database, part, known, report)
         if progress:
             progress(done, len(latents))
@@ -256,14 +256,24 @@ def _check_encoder(database: Database) -> None:
 
 
 def _batches(
-    database: Database, content: ReleaseTable, latents: Mapping[str, Path], report: ReleaseReport
+    database: Database,
+    content: ReleaseTable,
+    latents: Mapping[str, Path],
+    structures: Mapping[str, Structure],
+    report: ReleaseReport,
 ) -> Iterator[tuple[int, list[tuple[Material, Path]]]]:
-    """Materials whose latents are not in the store yet, so many that memory bears."""
+    """Materials whose latents are not in the store yet, so many that memory bears.
+
+    Those that are there get the structures that fit, if they have none.
+    """
     materials = [material for material in content.materials if material.id in latents]
     for start in range(0, len(materials), _BATCH):
         part = materials[start : start + _BATCH]
         there = database.with_latent([material.id for material in part])
         report.present += len(there)
+        later = {m.id: structures[m.id] for m in part if m.id in there and m.id in structures}
+        fitting = {m.id for m in part if m.id in later and not _foreign(later[m.id], m)}
+        database.import_materials({id_: {} for id_ in sorted(fitting)}, later)
         wanted = [(m, latents[m.id]) for m in part if m.id not in there]
         yield start + len(part), wanted
 

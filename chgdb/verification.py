@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chgdb.archive import check, decode
-from chgdb.arrays import LatentArrays
+from chgdb.arrays import RECORDED, LatentArrays
 from chgdb.derived import Derived, feature_columns, features_sha256
 from chgdb.errors import ChgdbError, FormatVersionError, InputError, QueryError, StoreError
 from chgdb.export import structure_of
@@ -219,6 +219,12 @@ class _Walk:
         for start, stop in self.table.gaps() if parts else ():
             what = f"rows {start} to {stop - 1} are of no part: a file is missing"
             yield self._error(TABLE_FOLDER, what, _RESTORE)
+        if self.arrays and self.arrays.recorded > (last := self.table.next_row if parts else 0):
+            what = f"rows {last} to {self.arrays.recorded - 1} are of no part: a file is missing"
+            yield self._error(TABLE_FOLDER, what, _RESTORE)
+        elif self.arrays and 0 < self.arrays.recorded < last:
+            what = f"{RECORDED} is {self.arrays.recorded}, and the table has {last} rows"
+            yield self._note(ARRAYS_FOLDER, what, "the next writer corrects it")
         yield from self._check_table(whole)
         yield from self._check_records(whole, parts)
         yield from self._check_derived(complete=whole == parts)
@@ -364,6 +370,10 @@ class _Walk:
             return
         attributes = root.pop("attributes", None)
         info = self.info
+        recorded = attributes.pop(RECORDED, 0) if isinstance(attributes, dict) else 0
+        if type(recorded) is not int or recorded < 0:
+            what = f"its attribute {RECORDED} is {recorded!r}"
+            yield self._error(f"{ARRAYS_FOLDER}/zarr.json", what, _RESTORE)
         if info and attributes != {"encoder": info.encoder.id, "attribution": info.attribution}:
             what = f"its attributes are not those of {INFO_FILE}"
             yield self._error(f"{ARRAYS_FOLDER}/zarr.json", what, _RESTORE)

@@ -168,3 +168,26 @@ def test_a_removed_record_takes_no_place(database: Database, make_file: MakeFile
         database.add(make_file(f"mp-8{i}.npz", noisy))
         database.remove(f"mp-8{i}")
     assert max(sizes) - min(sizes) < 100
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_missing_last_part_is_no_leftover(
+    database: Database, make_file: MakeFile, last: bool
+) -> None:
+    """Whatever file of the table is lost, nothing erases its densities before it is back."""
+    database.add(make_file("x-1.npz", species=("Si",), electrons=4.0))
+    parts = [part for part in database._table.parts if isinstance(part, Path)]
+    lost = parts[-1:] if last else parts
+    contents = {part: part.read_bytes() for part in lost}
+    for part in lost:
+        part.unlink()
+    assert "are of no part: a file is missing" in " ".join(map(str, database.verify()))
+    more = make_file("x-2.npz", species=("Si",), electrons=5.0)
+    for write in (database.compact, lambda: database.add(more)):
+        with pytest.raises(StoreError, match="a file of the table is missing"):
+            write()
+    for part, content in contents.items():
+        part.write_bytes(content)
+    assert database.verify() == []
+    assert database["x-1"].density().n_electrons == pytest.approx(4.0)
+    assert len(database.add(more).added) == 1

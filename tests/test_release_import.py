@@ -192,6 +192,15 @@ def test_an_import_goes_on_where_it_was_interrupted(
     assert release.load().imported == []
 
 
+def test_structures_may_come_later(release: Release, tmp_path: Path) -> None:
+    release.load()
+    (tmp_path / "later.json").write_text(json.dumps([{**ATOMS, "id": "mp-149"}]))
+    assert release.database["mp-149"].row["n_atoms"] is None
+    report = release.load(structures=tmp_path / "later.json")
+    assert report.imported == []
+    assert release.database["mp-149"].structure.species == ("Si", "Si")
+
+
 def test_verify_takes_it_for_sound(release: Release, keras_release: KerasRelease) -> None:
     release.load()
     (note,) = release.database.verify()
