@@ -33,7 +33,7 @@ from chgdb.database import Database
 from chgdb.density import ChargeDensity
 from chgdb.files import seal
 from chgdb.formats import write_density
-from chgdb.parquet import file_metadata
+from chgdb.parquet import ROW_GROUP, file_metadata
 from chgdb.schema import COLUMNS, FEATURES, FORMAT_VERSION, PREDICTIONS, Column
 
 SHIPPED = Path(__file__).resolve().parent.parent / "store"
@@ -110,7 +110,7 @@ def _copy(query: str, source: Path, target: Path, columns: list[Column]) -> None
     with duckdb.connect() as connection:
         connection.execute(
             f"COPY (WITH base AS (SELECT * FROM '{source}/*.parquet') {query}) TO '{target}' "
-            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 16384, KV_METADATA {{{pairs}}})"
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}, KV_METADATA {{{pairs}}})"
         )
     seal(target)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "ROW_GROUP",
     "SQL_TYPES",
     "Relation",
     "all_rows",
@@ -51,7 +52,7 @@ SQL_TYPES = {"text": "VARCHAR", "integer": "BIGINT", "real": "DOUBLE", "boolean"
 
 _FRAME_TYPES = {"text": "str", "integer": "Int64", "real": "float64", "boolean": "boolean"}
 
-_ROW_GROUP = 4096
+ROW_GROUP = 4096
 """Rows that a reader of a joined file reads together."""
 
 _ATTEMPTS = 10
@@ -220,7 +221,7 @@ def copy_rows(
     parts = ", ".join(f"{name} AS ({relation.sql})" for name, relation in relations.items())
     sources = [source for relation in relations.values() for source in relation.paths]
     pairs = ", ".join(f"{quoted(key)}: {_text(value)}" for key, value in metadata.items())
-    options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP}"
+    options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}"
     with (
         replacing(path, StoreError, durable=True) as partial,
         _connected([*sources, partial]) as db,
