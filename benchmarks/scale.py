@@ -110,7 +110,8 @@ def _copy(query: str, source: Path, target: Path, columns: list[Column]) -> None
     with duckdb.connect() as connection:
         connection.execute(
             f"COPY (WITH base AS (SELECT * FROM '{source}/*.parquet') {query}) TO '{target}' "
-            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}, KV_METADATA {{{pairs}}})"
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}, "
+            f"KV_METADATA {{{pairs}}})"
         )
     seal(target)
 
