@@ -30,7 +30,7 @@ from chgdb.errors import (
     UnknownIdError,
 )
 from chgdb.export import known_properties, structure_of
-from chgdb.files import PARTIAL_SUFFIX, place, reason, replace_file, seal_holds, shown
+from chgdb.files import PARTIAL_SUFFIX, make_folder, place, reason, replace_file, seal_holds, shown
 from chgdb.filters import Filters, Range, column_named, columns_named, condition_of
 from chgdb.lock import writer_lock
 from chgdb.parquet import any_of, plain_value
@@ -686,30 +686,44 @@ class Database:
             ModelError: it is another encoder than that of the store.
             StoreError: the store cannot be written.
         """
-        import torch
-
         folder, encoder = self.path / ENCODER_FOLDER, self.info.encoder
-        with self._writing():
-            known = self.encoder_tensors()
-            same = (config.id, config.kind) == (encoder.id, encoder.kind) and all(
-                name in tensors and torch.equal(tensors[name], tensor)
-                for name, tensor in known.items()
-            )
-            if not same or (encoder.weights_sha256 and not known):
-                raise ModelError(
-                    f"{shown(self.path)}: holds latents of {encoder.id} "
-                    f"({encoder.weights_sha256[:12] or 'weights not known'}), not of {config.id} "
-                    "with these weights; give them a store of their own"
-                )
-            if known.keys() == tensors.keys():
-                config = load_config(folder)
-            else:
-                config = save_encoder(folder, config, dict(tensors))
-            if config.weights_sha256 != encoder.weights_sha256:
+        with (
+            self._writing(),
+            tempfile.TemporaryDirectory(dir=self.path, prefix=f".{ENCODER_FOLDER}-") as made,
+        ):
+            config = save_encoder(made, config, dict(tensors))
+            named = (config.id, config.kind) == (encoder.id, encoder.kind)
+            # If chgdb.json names these weights, an import was interrupted here: it is finished.
+            if not named or config.weights_sha256 != encoder.weights_sha256:
+                self._check_completes(config.id, tensors, named=named)
                 encoder = replace(encoder, weights_sha256=config.weights_sha256)
                 self.info = replace(self.info, encoder=encoder)
                 self.info.save(self.path)
+            make_folder(folder, StoreError)
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                replace_file(folder / name, (Path(made) / name).read_bytes())
         self.__dict__.pop("_codec", None)
+
+    def _check_completes(
+        self, encoder_id: str, tensors: Mapping[str, Tensor], *, named: bool
+    ) -> None:
+        """Whether weights are those that the store holds, or more of the same.
+
+        Raises:
+            ModelError: they are of another encoder.
+        """
+        import torch
+
+        encoder, known = self.info.encoder, self.encoder_tensors()
+        same = named and all(
+            name in tensors and torch.equal(tensors[name], tensor) for name, tensor in known.items()
+        )
+        if not same or (encoder.weights_sha256 and not known):
+            raise ModelError(
+                f"{shown(self.path)}: holds latents of {encoder.id} "
+                f"({encoder.weights_sha256[:12] or 'weights not known'}), not of {encoder_id} "
+                "with these weights; give them a store of their own"
+            )
 
     # ------------------------------------------------------------------ predicting
 
