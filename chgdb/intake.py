@@ -49,10 +49,10 @@ __all__ = [
 ]
 
 _SECONDS_READING = (0.005, 1.5e-8)
-_SECONDS_ENCODING = (0.8, 1e-7)
+_SECONDS_ENCODING = (0.5, 1e-7)
 """Per file and per byte of it, what one process takes to read a file, and to encode it too."""
 
-_WORTHWHILE_SECONDS = 10.0
+_WORTHWHILE_SECONDS = 5.0
 """Of work; below it, starting more processes (3 s with torch) saves nothing worth their memory."""
 
 _BYTES_AHEAD = 2**29

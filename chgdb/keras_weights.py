@@ -66,7 +66,7 @@ def read_keras_weights(path: str | Path) -> dict[str, NDArray[np.float32]]:
         import h5py
     except ImportError as error:
         raise MissingExtraError("reading Keras weights", "release") from error
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise ModelError(f"{shown(path)}: no such file")
     try:
         with h5py.File(path, "r") as file:

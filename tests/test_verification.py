@@ -138,8 +138,10 @@ def test_an_unfinished_replacement_is_noted(
         "_finish_replacing",
         lambda: Database(store).add(path, on_conflict="replace"),
     )
-    (note,) = told(store)
-    assert "000000004-000000005.replaces.parquet: an unfinished replacement" in note
+    notes = told(store)
+    assert all(note.startswith("note: ") for note in notes)
+    assert "000000004-000000005.replaces.parquet: an unfinished replacement" in " ".join(notes)
+    assert "the table has 5 rows; the next writer corrects it" in " ".join(notes)
 
 
 # --- what is damaged ------------------------------------------------------------------------
