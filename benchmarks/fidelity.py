@@ -35,7 +35,7 @@ from chgdb import archive
 from chgdb.chgcar import write_chgcar
 from chgdb.density import ChargeDensity, Grid, Structure
 from chgdb.formats import read_density
-from chgdb.grid import fourier_resample, shift_origin, vasp_grid
+from chgdb.grid import fourier_resample, half_waves, shift_origin, vasp_grid
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -121,14 +121,7 @@ def moved(density: ChargeDensity) -> ChargeDensity:
 
 def with_cores(density: ChargeDensity) -> ChargeDensity:
     """The density plus a narrow Gaussian at each nucleus, made from its Fourier series."""
-    structure, (n1, n2, n3) = density.structure, density.grid
-    h = np.stack(
-        np.meshgrid(
-            np.fft.fftfreq(n1, 1 / n1), np.fft.fftfreq(n2, 1 / n2), np.arange(n3 // 2 + 1),
-            indexing="ij",
-        ),
-        axis=-1,
-    )  # fmt: skip
+    structure, h = density.structure, half_waves(density.grid)
     g = 2 * np.pi * h @ np.linalg.inv(structure.lattice).T
     phases = np.exp(-2j * np.pi * h @ structure.frac_coords.T).sum(axis=-1)
     decay = np.exp(-0.5 * CORE_WIDTH**2 * np.square(g).sum(axis=-1))

@@ -50,7 +50,13 @@ from store_ops import machine, supercell, table
 from chgdb import archive, crystal
 from chgdb.density import ChargeDensity, Grid, Structure
 from chgdb.formats import default_id, find_densities, read_density
-from chgdb.grid import fourier_resample, points_per_angstrom, spacing_grid, vasp_grid
+from chgdb.grid import (
+    fourier_resample,
+    half_frequencies,
+    points_per_angstrom,
+    spacing_grid,
+    vasp_grid,
+)
 from chgdb.library import LATEST, read_library
 from chgdb.metrics import nmae
 
@@ -144,8 +150,8 @@ def fourier(field: Field, tolerance: float) -> tuple[int, Field]:
     """Fourier coefficients in steps, from low to high frequency up to the last that is not zero."""
     shape = field.shape
     coefficients = np.fft.rfftn(field, norm="forward")
-    frequencies = [np.fft.fftfreq(n, 1 / n) for n in shape[:2]] + [np.arange(shape[2] // 2 + 1)]
-    radii = sum(np.square(f / n) for f, n in zip(np.ix_(*frequencies), shape, strict=True))
+    frequencies = np.ix_(*half_frequencies(shape))
+    radii = sum(np.square(f / n) for f, n in zip(frequencies, shape, strict=True))
     order = np.argsort(radii, axis=None, kind="stable")
     step = tolerance / math.sqrt(field.size)
     steps = np.rint(coefficients.ravel()[order] / step)

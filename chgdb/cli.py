@@ -860,11 +860,10 @@ def import_table(
     Records that are there get the properties.
     """
     from chgdb.intake import read_materials
-    from chgdb.structure_files import StructureEntry, read_structures
+    from chgdb.structure_files import structures_by_id
 
     materials = read_materials(table)
-    entries = read_structures(structures) if structures else []
-    known = {entry.id: entry.structure for entry in entries if isinstance(entry, StructureEntry)}
+    known, bad = structures_by_id(structures) if structures else ({}, [])
     with progress_bar("importing") as progress:
         report = _open(store).import_materials(
             materials, known, progress=_heeding_interrupts(progress)
@@ -874,7 +873,6 @@ def import_table(
         f"{len(report.added)} added, {len(report.updated)} updated, {same} as they were, "
         f"{len(report.failed)} failed"
     )
-    bad = [str(entry) for entry in entries if isinstance(entry, InputError)]
     for why in [*bad, *(f"{material_id}: {why}" for material_id, why in report.failed)]:
         _say(f"error: {why}")
     if bad or report.failed:

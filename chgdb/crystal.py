@@ -23,6 +23,7 @@ from chgdb.density import Grid, Structure
 from chgdb.entropy import Reader, Writer, bits
 from chgdb.errors import StoreError
 from chgdb.expansion import G_UNIT, WORTHWHILE, Expansion, Plan
+from chgdb.grid import half_frequencies
 from chgdb.groups import (
     LARGEST_ELEMENT,
     MOST_GENERATORS,
@@ -374,15 +375,14 @@ def _mean_unit(whole: int) -> float:
 
 def _g_index(values: NDArray[np.float64], structure: Structure, rms: float) -> int:
     """The smallest sphere outside which the root mean square of a field is at most `rms`."""
-    n1, n2, n3 = values.shape
+    n3 = values.shape[2]
     power = np.abs(np.fft.rfftn(values) / values.size) ** 2
     power[:, :, 1 : (n3 + 1) // 2] *= 2
     metric = reciprocal_metric(structure.lattice)
-    frequencies = [np.fft.fftfreq(n1, 1 / n1), np.fft.fftfreq(n2, 1 / n2), np.arange(n3 // 2 + 1)]
+    along_a, along_b, z = half_frequencies(values.shape)
+    y = along_b[:, None]
     tail = np.zeros(_N_G + 1)
-    z = frequencies[2]
-    for i, x in enumerate(frequencies[0]):
-        y = frequencies[1][:, None]
+    for i, x in enumerate(along_a):
         square = x * x * metric[0][0] + y * y * metric[1][1] + z * z * metric[2][2]
         square = square + 2 * (x * y * metric[0][1] + x * z * metric[0][2] + y * z * metric[1][2])
         index = np.minimum(2 * np.pi * np.sqrt(square) / G_UNIT, _N_G - 1).astype(np.int64)

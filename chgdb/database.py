@@ -31,7 +31,14 @@ from chgdb.errors import (
 )
 from chgdb.export import known_properties, structure_of
 from chgdb.files import PARTIAL_SUFFIX, make_folder, place, reason, replace_file, seal_holds, shown
-from chgdb.filters import Filters, Range, column_named, columns_named, condition_of
+from chgdb.filters import (
+    Conditions,
+    Filters,
+    Range,
+    column_named,
+    columns_named,
+    condition_of,
+)
 from chgdb.lock import writer_lock
 from chgdb.parquet import any_of, plain_value
 from chgdb.places import Place, RemotePath
@@ -427,59 +434,30 @@ class Database:
     def select(
         self,
         *,
-        formula: str | None = None,
-        elements: str | Sequence[str] = (),
-        exclude: str | Sequence[str] = (),
-        chemsys: str | None = None,
-        nelements: Range | int | None = None,
-        spacegroup: str | int | None = None,
-        crystal_system: str | None = None,
-        source: str | None = None,
-        ranges: Mapping[str, Range] | None = None,
-        where: str | None = None,
         columns: str | Sequence[str] | None = None,
         sort: str | None = None,
         descending: bool = False,
         limit: int | None = None,
+        **conditions: Unpack[Conditions],
     ) -> Selection:
         """The records that fit every filter given, as plain tuples.
 
         Filters, `sort` and `columns` may also name what the default model predicted, such as
-        `predicted_bulk_modulus` (docs/cli.md); "everything" leaves it out. Lists may be written as
-        text: "Ti,O".
+        `predicted_bulk_modulus` (docs/cli.md); "everything" leaves it out.
 
         Args:
-            formula: such as "TiO2", "O2Ti" or "Ti2O4", which ask for the same.
-            elements: symbols that must all be there.
-            exclude: symbols that must not be there.
-            chemsys: exactly these elements, such as "Ti-O".
-            nelements: number of elements, or a range of it.
-            spacegroup: its number or a range of it, or its Hermann-Mauguin symbol.
-            crystal_system: "cubic", "hexagonal", ...
-            source: "dft" or "charge3net", where the density comes from; "none" for materials
-                without one.
-            ranges: column -> its bounds.
-            where: an expression over the columns (docs/cli.md).
             columns: what to return; by default everything.
             sort: column to order by; by default the order of adding.
             descending: largest first.
             limit: most records to return.
+            **conditions: `formula`, `elements`, `exclude`, `chemsys`, `nelements`, `spacegroup`,
+                `crystal_system`, `source`, `ranges` and `where`, as of
+                `chgdb.filters.condition_of`.
 
         Raises:
             QueryError: a filter that cannot be understood, or an unknown column.
         """
-        condition = condition_of(
-            formula=formula,
-            elements=elements,
-            exclude=exclude,
-            chemsys=chemsys,
-            nelements=nelements,
-            spacegroup=spacegroup,
-            crystal_system=crystal_system,
-            source=source,
-            ranges=ranges,
-            where=where,
-        )
+        condition = condition_of(**conditions)
         if limit is not None and limit < 0:
             raise QueryError(f"limit {limit}: give a number that is not negative")
         names = None if columns is None else columns_named(columns)
@@ -945,7 +923,8 @@ class Database:
         tolerance = tolerance or Tolerance()
         named = dict(zip(files, ids, strict=True)) if ids else {}
         structures = [file for file in files if holds_structures(file, species=species)]
-        densities = [file for file in files if file not in set(structures)]
+        without_density = set(structures)
+        densities = [file for file in files if file not in without_density]
         network = Charge3Net(self.device) if structures else None
         entries = read_entries(structures, ids=named, species=species)
         if processes is None:
@@ -1028,18 +1007,9 @@ class Database:
         for part in _batches(list(materials), _MATERIALS):
             with self._writing() as confirm:
                 known = {row["id"]: row for row in self._table.select(any_of("id", part), part)}
-                fresh: list[dict[str, Any]] = []
-                changes: dict[str, dict[str, Any]] = {}
-                for id_ in part:
-                    try:
-                        row = _material(id_, materials[id_], (structures or {}).get(id_), known)
-                    except InputError as error:
-                        report.failed.append((id_, str(error)))
-                        continue
-                    if id_ not in known:
-                        fresh.append(row)
-                    elif row:
-                        changes[id_] = row
+                rows = _materials(part, materials, structures or {}, known, report)
+                fresh = [row for id_, row in rows.items() if id_ not in known]
+                changes = {id_: row for id_, row in rows.items() if id_ in known and row}
                 confirm()
                 self._table.update(changes)
                 if fresh:
@@ -1083,16 +1053,13 @@ class Database:
         ids = list(latents)
         with self._writing() as confirm:
             known = {row["id"]: row for row in self._table.select(any_of("id", ids), ids)}
-            rows: dict[str, dict[str, Any]] = {}
-            for id_ in ids:
-                if id_ in known and known[id_]["work_grid_a"] is not None:
-                    continue
-                try:
-                    row = _material(id_, materials[id_], (structures or {}).get(id_), known)
-                except InputError as error:
-                    report.failed.append((id_, str(error)))
-                else:
-                    rows[id_] = {**known.get(id_, {}), **row, **sources[id_]}
+            lacking = [id_ for id_ in ids if id_ not in known or known[id_]["work_grid_a"] is None]
+            rows = {
+                id_: {**known.get(id_, {}), **row, **sources[id_]}
+                for id_, row in _materials(
+                    lacking, materials, structures or {}, known, report
+                ).items()
+            }
             if rows:
                 values = [latents[id_] for id_ in rows]
                 payloads = [b""] * len(rows)
@@ -1239,26 +1206,17 @@ class Database:
         """
         import numpy as np
 
-        confirm()
-        ids = [row["id"] for row in rows]
-        old = self._superseded(ids)
-        start = self._table.next_row
-        arrays = self._writable_arrays()
+        ids = [
+            "" if latent is None else row["id"] for row, latent in zip(rows, latents, strict=True)
+        ]
         blank = np.zeros(self.info.latent.shape, np.float32)
-        dense = any(latent is not None for latent in latents)
-        arrays.write(
-            start,
-            ["" if latent is None else id_ for id_, latent in zip(ids, latents, strict=True)],
-            np.stack([blank if values is None else values for values in latents])
-            if dense
-            else None,
-            *_small_arrays(rows),
-            payloads,
-        )
-        confirm()
-        self._table.append(rows, start, replaces=replacing and bool(old))
-        arrays.record(start + len(rows))
-        arrays.erase(old)
+        values = [blank if latent is None else latent for latent in latents]
+        dense = np.stack(values) if any(ids) else None
+
+        def write(arrays: LatentArrays, start: int) -> None:
+            arrays.write(start, ids, dense, *_small_arrays(rows), payloads)
+
+        self._append(rows, write, confirm, replacing=replacing)
 
     def _commit_added(
         self,
@@ -1275,16 +1233,31 @@ class Database:
             payloads = [bulk.payload for bulk in bulks]
             self._commit(rows, latents, payloads, confirm, replacing=True)
             return
-        ids = [row["id"] for row in rows]
-        old = self._superseded(ids)
+        lengths = [kept.payload_bytes for kept in bulks]
+
+        def write(arrays: LatentArrays, start: int) -> None:
+            parts = arrays.reserve(start, lengths)
+            written(cluster, self.path / ARRAYS_FOLDER, parts, bulks)
+            arrays.commit(parts, [row["id"] for row in rows], *_small_arrays(rows), lengths)
+
+        self._append(rows, write, confirm, replacing=True)
+
+    def _append(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        write: Callable[[LatentArrays, int], None],
+        confirm: Callable[[], None],
+        *,
+        replacing: bool,
+    ) -> None:
+        """Put records behind the others: `write` their arrays from a row on, then the table."""
+        confirm()
+        old = self._superseded([row["id"] for row in rows])
         start = self._table.next_row
         arrays = self._writable_arrays()
-        lengths = [kept.payload_bytes for kept in bulks]
-        parts = arrays.reserve(start, lengths)
-        written(cluster, self.path / ARRAYS_FOLDER, parts, bulks)
-        arrays.commit(parts, ids, *_small_arrays(rows), lengths)
+        write(arrays, start)
         confirm()
-        self._table.append(rows, start, replaces=bool(old))
+        self._table.append(rows, start, replaces=replacing and bool(old))
         arrays.record(start + len(rows))
         arrays.erase(old)
 
@@ -1466,6 +1439,23 @@ def _size(store: Place) -> int:
 
 
 # ---------------------------------------------------------------------- rows
+
+
+def _materials(
+    ids: Sequence[str],
+    materials: Mapping[str, Mapping[str, Any]],
+    structures: Mapping[str, Structure],
+    known: Mapping[str, Mapping[str, Any]],
+    report: ImportReport,
+) -> dict[str, dict[str, Any]]:
+    """By id what `_material` says; those that cannot be taken go into the report."""
+    rows = {}
+    for id_ in ids:
+        try:
+            rows[id_] = _material(id_, materials[id_], structures.get(id_), known)
+        except InputError as error:
+            report.failed.append((id_, str(error)))
+    return rows
 
 
 def _material(

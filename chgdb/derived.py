@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from chgdb.collection import Collection
 from chgdb.errors import InputError
 from chgdb.files import reason
-from chgdb.parquet import Relation, all_rows, any_of, near_query, quoted, read
+from chgdb.parquet import Relation, all_rows, any_of, literal, near_query, quoted, read
 from chgdb.places import Place
 from chgdb.resources import DEFAULT_PROPERTY_MODEL
 from chgdb.schema import (
@@ -94,7 +94,7 @@ class Derived:
 
     def joined_of(self, ids: Sequence[str]) -> Joined:
         """`joined`, of some materials: nothing is read of the others."""
-        these = ", ".join("'" + id_.replace("'", "''") + "'" for id_ in ids) or "NULL"
+        these = ", ".join(map(literal, ids)) or "NULL"
         only = " ".join(f"AND {name}.id IN ({these})" for name in ("made", "stored"))
         return Joined(
             PREDICTION_COLUMNS, lambda: self._searched(only, f"AND materials.id IN ({these}) ")

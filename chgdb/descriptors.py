@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from chgdb.density import ChargeDensity, Grid, Structure
 from chgdb.errors import InputError, MissingExtraError
-from chgdb.grid import spacing_grid
+from chgdb.grid import half_waves, spacing_grid
 from chgdb.symmetry import reduced_lattice, standard_lattices
 
 __all__ = [
@@ -386,9 +386,7 @@ def _series(
         grid: points along its vectors.
         points_per_angstrom: of the grid, twice the wave number at which damping ends, 1/Angstrom.
     """
-    n1, n2, n3 = grid
-    axes = (np.fft.fftfreq(n1, 1 / n1), np.fft.fftfreq(n2, 1 / n2), np.arange(n3 // 2 + 1))
-    waves = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    waves = half_waves(grid)
     radius = 2 * np.linalg.norm(waves @ np.linalg.inv(cell.lattice).T, axis=-1)
     radius /= points_per_angstrom
     # A wave h of the primitive cell is tiles @ h in this one and repeats @ h in the file.

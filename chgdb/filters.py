@@ -18,7 +18,15 @@ from chgdb.query import (
 )
 from chgdb.schema import COLUMNS, CRYSTAL_SYSTEMS, SEARCHABLE, SOURCES
 
-__all__ = ["Filters", "Range", "column_named", "columns_named", "condition_of", "listed"]
+__all__ = [
+    "Conditions",
+    "Filters",
+    "Range",
+    "column_named",
+    "columns_named",
+    "condition_of",
+    "listed",
+]
 
 Range = str | tuple[float | None, float | None]
 """Bounds, both included: "100:200", "100:" or (100, None); "227" is that number alone."""
@@ -27,8 +35,8 @@ NO_SOURCE = "none"
 """What `source` says of materials without a density."""
 
 
-class Filters(TypedDict, total=False):
-    """The arguments of `Database.select`, which describes them."""
+class Conditions(TypedDict, total=False):
+    """The arguments of `condition_of`, which describes them."""
 
     formula: str | None
     elements: str | Sequence[str]
@@ -40,6 +48,11 @@ class Filters(TypedDict, total=False):
     source: str | None
     ranges: Mapping[str, Range] | None
     where: str | None
+
+
+class Filters(Conditions, total=False):
+    """The arguments of `Database.select`, which describes what was added."""
+
     columns: str | Sequence[str] | None
     sort: str | None
     descending: bool
@@ -59,7 +72,20 @@ def condition_of(
     ranges: Mapping[str, Range] | None = None,
     where: str | None = None,
 ) -> Condition:
-    """The condition that records fit every filter given, as `Database.select` describes them.
+    """The condition that records fit every filter given; lists may be written as text: "Ti,O".
+
+    Args:
+        formula: such as "TiO2", "O2Ti" or "Ti2O4", which ask for the same.
+        elements: symbols that must all be there.
+        exclude: symbols that must not be there.
+        chemsys: exactly these elements, such as "Ti-O".
+        nelements: number of elements, or a range of it.
+        spacegroup: its number or a range of it, or its Hermann-Mauguin symbol.
+        crystal_system: "cubic", "hexagonal", ...
+        source: "dft" or "charge3net", where the density comes from; "none" for materials
+            without one.
+        ranges: column -> its bounds.
+        where: an expression over the columns (docs/cli.md).
 
     Raises:
         QueryError: a filter that cannot be understood, or an unknown column.

@@ -18,6 +18,8 @@ from chgdb.units import BOHR, RYDBERG
 __all__ = [
     "crop",
     "fourier_resample",
+    "half_frequencies",
+    "half_waves",
     "low_pass",
     "points_per_angstrom",
     "shift_origin",
@@ -93,9 +95,9 @@ def shift_origin(values: NDArray[np.float64], shift: ArrayLike) -> NDArray[np.fl
         shift: three fractional coordinates.
     """
     coefficients = np.fft.rfftn(values, axes=(0, 1, 2))
+    frequencies = half_frequencies(values.shape)
     for axis, (n, s) in enumerate(zip(values.shape, np.asarray(shift, float), strict=True)):
-        frequencies = np.fft.fftfreq(n, 1 / n) if axis < 2 else np.arange(n // 2 + 1)
-        phase = np.exp(-2j * np.pi * frequencies * s)
+        phase = np.exp(-2j * np.pi * frequencies[axis] * s)
         if n % 2 == 0:
             whole = abs(s * n - round(s * n)) < 1e-9
             phase[n // 2] = round(math.cos(math.pi * s * n)) if whole else 0.0
@@ -103,6 +105,21 @@ def shift_origin(values: NDArray[np.float64], shift: ArrayLike) -> NDArray[np.fl
         shape[axis] = len(phase)
         coefficients *= phase.reshape(shape)
     return np.fft.irfftn(coefficients, s=values.shape, axes=(0, 1, 2))
+
+
+def half_frequencies(grid: Sequence[int]) -> list[NDArray[np.floating]]:
+    """The frequencies h, k, l along a, b, c of what `rfftn` gives for a field on a grid."""
+    n1, n2, n3 = grid
+    return [
+        np.fft.fftfreq(n1, 1 / n1),
+        np.fft.fftfreq(n2, 1 / n2),
+        np.arange(n3 // 2 + 1, dtype=np.float64),
+    ]
+
+
+def half_waves(grid: Sequence[int]) -> NDArray[np.float64]:
+    """The Miller indices of what `rfftn` gives for a field, shape (n1, n2, n3 // 2 + 1, 3)."""
+    return np.stack(np.meshgrid(*half_frequencies(grid), indexing="ij"), axis=-1)
 
 
 def low_pass(
@@ -115,15 +132,9 @@ def low_pass(
         lattice: shape (3, 3), rows in Angstrom.
         g_max: 1/Angstrom, 2 pi included.
     """
-    n1, n2, n3 = values.shape
-    h = np.stack(
-        np.meshgrid(
-            np.fft.fftfreq(n1, 1 / n1), np.fft.fftfreq(n2, 1 / n2), np.arange(n3 // 2 + 1),
-            indexing="ij",
-        ),
-        axis=-1,
-    )  # fmt: skip
-    length = 2 * np.pi * np.linalg.norm(h @ np.linalg.inv(lattice).T, axis=-1)
+    length = (
+        2 * np.pi * np.linalg.norm(half_waves(values.shape) @ np.linalg.inv(lattice).T, axis=-1)
+    )
     coefficients = np.where(length <= g_max, np.fft.rfftn(values, axes=(0, 1, 2)), 0.0)
     return np.fft.irfftn(coefficients, s=values.shape, axes=(0, 1, 2))
 

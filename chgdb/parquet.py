@@ -35,6 +35,7 @@ __all__ = [
     "file_metadata",
     "files_of",
     "frame_of",
+    "literal",
     "metadata_of",
     "near_query",
     "plain_value",
@@ -101,9 +102,14 @@ def quoted(name: str) -> str:
     return f'"{name}"'
 
 
+def literal(value: str) -> str:
+    """A text in SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
 def files_of(paths: Sequence[Place], options: str = "") -> str:
     """SQL of all rows of some files, columns matched by name."""
-    files = ", ".join(_text(str(path)) for path in paths)
+    files = ", ".join(literal(str(path)) for path in paths)
     return f"read_parquet([{files}], union_by_name = true{options})"
 
 
@@ -180,11 +186,10 @@ def run(
         QueryError: DuckDB cannot evaluate it.
         StoreError: a file is missing or damaged.
     """
-    parts = ", ".join(f"{name} AS ({relation.sql})" for name, relation in relations.items())
-    paths = [path for relation in relations.values() for path in relation.paths]
+    statement, paths = _over(relations, query)
     with _connected(paths) as connection:
         try:
-            statements = connection.extract_statements(f"WITH {parts} {query}")
+            statements = connection.extract_statements(statement)
             if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
                 raise QueryError("a condition is one expression")
             return fetch(connection.execute(statements[0], list(parameters)))
@@ -218,9 +223,8 @@ def copy_rows(
     Raises:
         StoreError: a file is missing or damaged, or cannot be written.
     """
-    parts = ", ".join(f"{name} AS ({relation.sql})" for name, relation in relations.items())
-    sources = [source for relation in relations.values() for source in relation.paths]
-    pairs = ", ".join(f"{quoted(key)}: {_text(value)}" for key, value in metadata.items())
+    statement, sources = _over(relations, query)
+    pairs = ", ".join(f"{quoted(key)}: {literal(value)}" for key, value in metadata.items())
     options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}"
     with (
         replacing(path, StoreError, durable=True) as partial,
@@ -228,7 +232,7 @@ def copy_rows(
     ):
         try:
             db.execute(
-                f"COPY (WITH {parts} {query}) TO {_text(str(partial))} "
+                f"COPY ({statement}) TO {literal(str(partial))} "
                 f"({options}, KV_METADATA {{{pairs}}})",
                 list(parameters),
             )
@@ -239,9 +243,11 @@ def copy_rows(
         seal(partial)
 
 
-def _text(value: str) -> str:
-    """A text in SQL."""
-    return "'" + value.replace("'", "''") + "'"
+def _over(relations: Mapping[str, Relation], query: str) -> tuple[str, list[Place]]:
+    """A SELECT over relations as one statement, and the files that it reads."""
+    parts = ", ".join(f"{name} AS ({relation.sql})" for name, relation in relations.items())
+    paths = [path for relation in relations.values() for path in relation.paths]
+    return f"WITH {parts} {query}", paths
 
 
 @contextmanager

@@ -28,13 +28,12 @@ from chgdb.release import (
     LATENT_SHAPE,
     Finding,
     Material,
-    ReleaseTable,
     find_latents,
     read_latent,
     read_table,
 )
 from chgdb.schema import INFO_FILE, LATENT_BOX, EncoderInfo, LatentStorage, StoreInfo
-from chgdb.structure_files import StructureEntry, read_structures
+from chgdb.structure_files import structures_by_id
 from chgdb.symmetry import find_symmetry
 from chgdb.weights import EncoderConfig
 
@@ -143,28 +142,25 @@ def import_release(
     others = [Path(path) for path in (table, structures) if path is not None]
     tensors = _tensors(weights)
     content = read_table(table)
-    known, bad = _structures(structures) if structures else ({}, [])
+    known, bad = structures_by_id(structures) if structures else ({}, [])
     latents, findings = find_latents(folder, content.materials, [*others, *weights])
     database = _open(_folder(store), tensors, weights)
     report = ReleaseReport(rows=content.n_rows, files=len(latents))
-    for done, part in _batches(database, content, latents, known, report):
-        _import(database, part, known, report)
+    materials = [material for material in content.materials if material.id in latents]
+    for start in range(0, len(materials), _BATCH):
+        part = materials[start : start + _BATCH]
+        there = database.with_latent([material.id for material in part])
+        report.present += len(there)
+        _complete(database, [m for m in part if m.id in there], known)
+        _import(database, [(m, latents[m.id]) for m in part if m.id not in there], known, report)
         if progress:
-            progress(done, len(latents))
-    report.findings += [*findings, *bad, *content.findings]
+            progress(start + len(part), len(latents))
+    report.findings += findings
+    if structures:
+        name = Path(structures).name
+        report.findings += [Finding("bad structure", name, str(why)) for why in bad]
+    report.findings += content.findings
     return report
-
-
-def _structures(path: str | Path) -> tuple[dict[str, Structure], list[Finding]]:
-    """The structures of a file by id, and what is wrong with others."""
-    found: dict[str, Structure] = {}
-    bad: list[Finding] = []
-    for entry in read_structures(path):
-        if isinstance(entry, StructureEntry):
-            found[entry.id] = entry.structure
-        else:
-            bad.append(Finding("bad structure", Path(path).name, str(entry)))
-    return found, bad
 
 
 # --- the encoder ------------------------------------------------------------------------------
@@ -255,27 +251,16 @@ def _check_encoder(database: Database) -> None:
         )
 
 
-def _batches(
-    database: Database,
-    content: ReleaseTable,
-    latents: Mapping[str, Path],
-    structures: Mapping[str, Structure],
-    report: ReleaseReport,
-) -> Iterator[tuple[int, list[tuple[Material, Path]]]]:
-    """Materials whose latents are not in the store yet, so many that memory bears.
-
-    Those that are there get the structures that fit, if they have none.
-    """
-    materials = [material for material in content.materials if material.id in latents]
-    for start in range(0, len(materials), _BATCH):
-        part = materials[start : start + _BATCH]
-        there = database.with_latent([material.id for material in part])
-        report.present += len(there)
-        later = {m.id: structures[m.id] for m in part if m.id in there and m.id in structures}
-        fitting = {m.id for m in part if m.id in later and not _foreign(later[m.id], m)}
-        database.import_materials({id_: {} for id_ in sorted(fitting)}, later)
-        wanted = [(m, latents[m.id]) for m in part if m.id not in there]
-        yield start + len(part), wanted
+def _complete(
+    database: Database, materials: list[Material], structures: Mapping[str, Structure]
+) -> None:
+    """Give records that have their latent the structures that fit, if they have none."""
+    later = {
+        material.id: structures[material.id]
+        for material in materials
+        if material.id in structures and not _foreign(structures[material.id], material)
+    }
+    database.import_materials({id_: {} for id_ in sorted(later)}, later)
 
 
 def _import(

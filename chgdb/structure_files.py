@@ -29,7 +29,7 @@ from chgdb.schema import check_id
 if TYPE_CHECKING:
     from ase.io.cif import CIFBlock
 
-__all__ = ["StructureEntry", "holds_structures", "read_structures"]
+__all__ = ["StructureEntry", "holds_structures", "read_structures", "structures_by_id"]
 
 _CLOSEST = 0.5
 """A between two atoms, below which they are one atom written twice; the bond of H2 has 0.74."""
@@ -110,6 +110,22 @@ def read_structures(
     except InputError as error:
         raise InputError(f"{shown(path)}: {error}") from error
     return [StructureEntry(default_id(path, structure), structure, file_sha256(path))]
+
+
+def structures_by_id(path: str | Path) -> tuple[dict[str, Structure], list[InputError]]:
+    """The structures of a file by id, and the errors of its bad entries.
+
+    Raises:
+        InputError: as `read_structures`.
+    """
+    found: dict[str, Structure] = {}
+    bad: list[InputError] = []
+    for entry in read_structures(path):
+        if isinstance(entry, StructureEntry):
+            found[entry.id] = entry.structure
+        else:
+            bad.append(entry)
+    return found, bad
 
 
 def _content(path: str | Path) -> bytes:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +221,46 @@ def crash(
         patch.setattr(owner, name, stop)
         with pytest.raises(KeyboardInterrupt):
             action()
+
+
+def add_in_two_processes(store: str | Path, folder: Path) -> list[int]:
+    """Add a folder from two processes at once, two records a commit.
+
+    Returns:
+        How many files they added, skipped and failed to add together.
+    """
+    code = (
+        "import chgdb, chgdb.adding; chgdb.adding.BATCH = 2\n"
+        f"report = chgdb.open({str(store)!r}).add({str(folder)!r})\n"
+        "print(len(report.added), len(report.skipped), len(report.failed))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+        for _ in range(2)
+    ]
+    counts = [[int(n) for n in process.communicate()[0].split()] for process in running]
+    return [sum(column) for column in zip(*counts, strict=True)]
+
+
+def start_adding(database: Database, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """`chgdb add` of a folder in a session of its own, as soon as it has stored two records.
+
+    It commits two at a time; what it prints is in its pipes.
+    """
+    code = "import chgdb.adding as a; a.BATCH = 2\nfrom chgdb.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "add", str(folder), "--store", str(database.path), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(database) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
 
 
 class Outcome(NamedTuple):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeDensity, MakeFile, Run, state
+from conftest import MakeDensity, MakeFile, Run, start_adding, state
 
 from chgdb import adding
 from chgdb.adding import Encoder, OnConflict
@@ -363,9 +361,6 @@ def test_fewer_steps_of_refinement(empty: Database, make_file: MakeFile) -> None
     assert row["latent_nmae"] < plain["latent_nmae"]  # whose encoder has none
 
 
-COMMAND = "import chgdb.adding as a; a.BATCH = 2\nfrom chgdb.cli import main; main()"
-
-
 @pytest.mark.parametrize(
     ("sent", "processes"), [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGINT, 2)]
 )
@@ -375,19 +370,10 @@ def test_a_run_that_is_killed_is_resumed(
     count = 24
     for i in range(count):
         make_file(f"in/mp-{i}.npz", electrons=8.0 + i)
-    words = ["add", str(tmp_path / "in"), "--store", str(empty.path), "--processes", str(processes)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while len(empty) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start_adding(empty, tmp_path / "in", "--processes", str(processes))
     process.send_signal(sent)
-    process.wait(timeout=60)
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
     while _alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _alive(process.pid)  # nor any process that it started

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, MakeFile, Run
+from conftest import ROOT, MakeFile, Run, start_adding
 
 import chgdb
 from chgdb import archive, cli
@@ -615,18 +615,7 @@ def test_ctrl_c_during_add_keeps_what_is_stored(
 ) -> None:
     for i in range(20):
         make_file(f"in/mp-{i}.npz", electrons=8.0 + i)
-    code = f"import chgdb.adding as d; d.BATCH = 2\n{COMMAND}"
-    words = ["add", str(tmp_path / "in"), "--store", str(empty.path)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while len(empty) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start_adding(empty, tmp_path / "in")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, ""), err

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ import filelock
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import ROOT, MakeFile, Run, state
+from conftest import ROOT, MakeFile, Run, add_in_two_processes, state
 
 from chgdb import adding, archive
 from chgdb import database as module
@@ -35,6 +33,7 @@ from chgdb.errors import (
     UnknownIdError,
 )
 from chgdb.files import PARTIAL_SUFFIX
+from chgdb.filters import Conditions, condition_of
 from chgdb.formats import read_density
 from chgdb.schema import ARRAYS_FOLDER, FORMAT_VERSION
 from chgdb.weights import load_config
@@ -258,8 +257,10 @@ def test_an_unknown_filter_is_a_type_error(database: Database) -> None:
 
 
 def test_the_filters_of_search_are_the_arguments_of_select() -> None:
-    arguments = Database.select.__annotations__.keys() - {"return"}
-    assert set(module.Filters.__annotations__) == arguments
+    of_answers = Database.select.__annotations__.keys() - {"return", "conditions"}
+    of_records = condition_of.__annotations__.keys() - {"return"}
+    assert set(Conditions.__annotations__) == of_records
+    assert set(module.Filters.__annotations__) == of_answers | of_records
 
 
 # --- payloads -------------------------------------------------------------------------------
@@ -556,18 +557,7 @@ def test_two_processes_adding_the_same_ids_lose_and_double_nothing(
 ) -> None:
     for i in range(4):
         make_file(f"in/mp-{i}.npz", electrons=8.0 + i)
-    code = (
-        "import sys, chgdb, chgdb.adding as d; d.BATCH = 2\n"
-        f"report = chgdb.open({str(empty.path)!r}).add({str(tmp_path / 'in')!r})\n"
-        "print(len(report.added), len(report.skipped), len(report.failed))\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
-        for _ in range(2)
-    ]
-    counts = [[int(n) for n in process.communicate()[0].split()] for process in running]
-    assert [sum(column) for column in zip(*counts, strict=True)] == [4, 4, 0]
+    assert add_in_two_processes(empty.path, tmp_path / "in") == [4, 4, 0]
     assert sorted(empty) == [f"mp-{i}" for i in range(4)]
     for record in empty.get(list(empty)):
         assert record.latent().n_electrons == pytest.approx(8.0 + int(record.id[-1]))

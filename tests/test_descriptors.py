@@ -25,7 +25,7 @@ from chgdb.descriptors import (
 )
 from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError, MissingExtraError
-from chgdb.grid import shift_origin, spacing_grid
+from chgdb.grid import half_waves, shift_origin, spacing_grid
 
 ROUNDING = 2e-4
 """Of a density whose header has six decimals, relative to its largest value."""
@@ -60,9 +60,8 @@ CRYSTALS: dict[str, tuple[int, list[float], dict[str, tuple[float, float, float]
 
 def atoms_density(structure: Structure, grid: Grid | None = None) -> ChargeDensity:
     """A Gaussian per atom with as many electrons as its atomic number, by its Fourier series."""
-    n1, n2, n3 = grid = grid or spacing_grid(structure.lattice, 12.0)
-    axes = (np.fft.fftfreq(n1, 1 / n1), np.fft.fftfreq(n2, 1 / n2), np.arange(n3 // 2 + 1))
-    h = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    grid = grid or spacing_grid(structure.lattice, 12.0)
+    h = half_waves(grid)
     g = 2 * np.pi * np.linalg.norm(h @ np.linalg.inv(structure.lattice).T, axis=-1)
     kept = g < 2 * np.pi * 4.0
     factors = np.zeros(kept.sum(), dtype=complex)

@@ -13,6 +13,8 @@ from chgdb.errors import InputError
 from chgdb.grid import (
     crop,
     fourier_resample,
+    half_frequencies,
+    half_waves,
     low_pass,
     points_per_angstrom,
     shift_origin,
@@ -43,6 +45,21 @@ def below_nyquist(grid: Grid) -> list[Wave]:
 def smallest(first: Grid, second: Grid) -> Grid:
     a, b, c = (min(pair) for pair in zip(first, second, strict=True))
     return a, b, c
+
+
+@given(grids)
+def test_half_waves_are_those_of_rfftn(grid: Grid) -> None:
+    """A wave is one number of the half spectrum; where it is, its indices stand."""
+    waves = half_waves(grid)
+    assert waves.shape == (*np.fft.rfftn(np.zeros(grid)).shape, 3)
+    a, b, c = half_frequencies(grid)
+    place = len(a) // 2, len(b) // 3, len(c) - 1
+    h = waves[place]
+    np.testing.assert_array_equal(h, [a[place[0]], b[place[1]], c[place[2]]])
+    points = np.moveaxis(np.indices(grid), 0, -1) / grid
+    spectrum = np.abs(np.fft.rfftn(np.cos(2 * np.pi * points @ h)))
+    assert spectrum[place] == pytest.approx(spectrum.max())
+    assert spectrum[place] >= np.prod(grid) / 2 - ROUNDING
 
 
 @settings(deadline=None, max_examples=80)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import ROOT, MakeFile, Run
+from conftest import ROOT, MakeFile, Run, add_in_two_processes
 from s3_server import Request, Server
 
 from chgdb import lock, ranges
@@ -273,18 +271,7 @@ def test_two_processes_adding_the_same_ids_lose_and_double_nothing(
     Database.create(bucket, encoder="tiny-16")
     for i in range(4):
         make_file(f"in/mp-{i}.npz", electrons=8.0 + i)
-    code = (
-        "import sys, chgdb, chgdb.database as d; d.BATCH = 2\n"
-        f"report = chgdb.open({bucket!r}).add({str(tmp_path / 'in')!r})\n"
-        "print(len(report.added), len(report.skipped), len(report.failed))\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
-        for _ in range(2)
-    ]
-    counts = [[int(n) for n in process.communicate()[0].split()] for process in running]
-    assert [sum(column) for column in zip(*counts, strict=True)] == [4, 4, 0]
+    assert add_in_two_processes(bucket, tmp_path / "in") == [4, 4, 0]
     found = Database(bucket)
     assert sorted(found) == [f"mp-{i}" for i in range(4)]
     for record in found.get(list(found)):
