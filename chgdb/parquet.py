@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import duckdb
 
 from chgdb.errors import QueryError, StoreError
-from chgdb.files import UNSEALED, reason, replacing, seal
+from chgdb.files import UNSEALED, brief, reason, replacing, seal
 from chgdb.places import Place, RemotePath
 from chgdb.schema import Column, ColumnType
 
@@ -102,9 +102,12 @@ def quoted(name: str) -> str:
 
 
 def files_of(paths: Sequence[Place], options: str = "") -> str:
-    """SQL of all rows of some files, columns matched by name."""
+    """SQL of all rows of some files, columns matched by name.
+
+    A folder on their way that is called `id=x` is no column, as DuckDB would take it.
+    """
     files = ", ".join(_text(str(path)) for path in paths)
-    return f"read_parquet([{files}], union_by_name = true{options})"
+    return f"read_parquet([{files}], union_by_name = true, hive_partitioning = false{options})"
 
 
 def relation_of(
@@ -180,6 +183,9 @@ def run(
         QueryError: DuckDB cannot evaluate it.
         StoreError: a file is missing or damaged.
     """
+    for value in parameters:
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise QueryError(f"{brief(value)} is not valid Unicode text")
     parts = ", ".join(f"{name} AS ({relation.sql})" for name, relation in relations.items())
     paths = [path for relation in relations.values() for path in relation.paths]
     with _connected(paths) as connection:

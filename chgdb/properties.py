@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from chgdb.composition import mass_per_atom, parse_formula
 from chgdb.elasticity import debye_temperature, youngs_modulus
-from chgdb.errors import FormatVersionError, InputError, MissingExtraError, ModelError
+from chgdb.errors import FormatVersionError, InputError, ModelError
 from chgdb.files import reason, shown
 from chgdb.inputs import INPUT_SETS, Inputs, InputSet, input_names, is_foreign, make_inputs
 from chgdb.perceptron import Scaler, forward
 from chgdb.schema import PREDICTED, check_id
+from chgdb.trees import load_trees
 from chgdb.weights import packed, unpacked
 
 if TYPE_CHECKING:
@@ -167,7 +168,10 @@ class PropertyConfig:
             }
             config = cls(variants=variants, **fields)
             _check(config)
-        except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
+        except (
+            *(ValueError, TypeError, KeyError, AttributeError),
+            *(RecursionError, InputError),
+        ) as error:
             raise ModelError(
                 f"not the configuration of a property model ({reason(error)})"
             ) from error
@@ -614,17 +618,11 @@ def _load_space(folder: Path, config: PropertyConfig) -> Space:
             _scaler(tensors),
             tensors["elements"].astype(bool),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{shown(folder)}: its training materials cannot be read") from error
 
 
 def _load_members(folder: Path, config: PropertyConfig, name: str) -> Members:
-    try:
-        from lightgbm import Booster
-        from lightgbm.basic import LightGBMError
-    except ImportError as error:
-        raise MissingExtraError("predicting properties", "ml") from error
-
     variant = config.variants[name]
     networks = []
     for file in variant.networks:
@@ -635,8 +633,8 @@ def _load_members(folder: Path, config: PropertyConfig, name: str) -> Members:
     trees = {}
     for target, file in variant.trees.items():
         try:
-            trees[target] = Booster(model_str=_checked(folder, config, file).decode())
-        except (LightGBMError, UnicodeDecodeError) as error:
+            trees[target] = load_trees(_checked(folder, config, file).decode())
+        except ValueError as error:
             raise ModelError(f"{shown(folder / file)}: {reason(error)}") from error
     return Members(variant, networks, trees, _scaler(_tensors(folder, config, scaler_file(name))))
 
