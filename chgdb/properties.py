@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chgdb.composition import mass_per_atom, parse_formula
+from chgdb.composition import FRACTIONS, mass_per_atom, parse_formula
 from chgdb.elasticity import debye_temperature, youngs_modulus
 from chgdb.errors import FormatVersionError, InputError, ModelError
 from chgdb.files import reason, shown
@@ -611,13 +611,22 @@ def _load_space(folder: Path, config: PropertyConfig) -> Space:
     tensors = _tensors(folder, config, SPACE_FILE)
     try:
         names = json.loads(_checked(folder, config, IDS_FILE))
-        return Space(
+        space = Space(
             tuple(names["ids"]),
             tuple(names["formulas"]),
             tensors["points"],
             _scaler(tensors),
             tensors["elements"].astype(bool),
         )
+        sizes = {len(space.ids), len(space.formulas), len(space.points)}
+        if len(sizes) != 1 or space.elements.shape != (len(FRACTIONS),):
+            raise IndexError("other materials or elements")
+        with np.errstate(all="ignore"):
+            space.nearest(_nothing("core_blind"), 1)
+    except IndexError as error:
+        raise ModelError(
+            f"{shown(folder)}: the parts of its training materials do not fit ({reason(error)})"
+        ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{shown(folder)}: its training materials cannot be read") from error
 
@@ -636,7 +645,26 @@ def _load_members(folder: Path, config: PropertyConfig, name: str) -> Members:
             trees[target] = load_trees(_checked(folder, config, file).decode())
         except ValueError as error:
             raise ModelError(f"{shown(folder / file)}: {reason(error)}") from error
-    return Members(variant, networks, trees, _scaler(_tensors(folder, config, scaler_file(name))))
+    members = Members(
+        variant, networks, trees, _scaler(_tensors(folder, config, scaler_file(name)))
+    )
+    nothing = _nothing(variant.inputs)
+    n_features = nothing.values.shape[1] + nothing.fractions.shape[1]
+    try:
+        if any(booster.num_feature() != n_features for booster in trees.values()):
+            raise ValueError("the trees take other features")
+        with np.errstate(all="ignore"):
+            members.mean(members.predict(nothing, np.ones(1)))
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ModelError(
+            f"{shown(folder)}: the parts of {name} do not fit each other ({reason(error)})"
+        ) from error
+    return members
+
+
+def _nothing(kind: InputSet) -> Inputs:
+    """The inputs of a row of zeros."""
+    return Inputs(np.zeros((1, len(input_names(kind)))), np.zeros((1, len(FRACTIONS))))
 
 
 def _scaler(tensors: Mapping[str, NDArray[Any]]) -> Scaler:

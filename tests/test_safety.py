@@ -126,7 +126,7 @@ def change_metadata(store: Path, name: str, change: dict[str, Any]) -> None:
 def test_pickle_as_a_codec_of_zarr_2(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """numcodecs has a codec that unpickles; those before 0.16 use it unasked."""
+    """numcodecs has a codec that unpickles; older releases use it unasked."""
     mark = tmp_path / "ran"
     n = len(Database(store))
     old = {
@@ -475,6 +475,42 @@ def test_a_model_names_no_file_outside(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="is no file of the model"):
         PropertyModel.load(folder)
+
+
+def property_model(folder: Path, change: dict[str, Any]) -> Path:
+    """The shipped model with arrays of some files changed, and hashes that fit."""
+    pytest.importorskip("lightgbm")
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(ROOT / "models" / "properties-1", folder)
+    config = json.loads((folder / "config.json").read_text())
+    for name, (tensor, values) in change.items():
+        save_file({**load_file(folder / name), tensor: values}, folder / name)
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        config["files"][name] = digest
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor", "shape"),
+    [
+        ("full-network-0.safetensors", "entry.weight", (3, 4)),
+        ("full-network-0.safetensors", "direct.weight", (4, 1)),
+        ("full-scaler.safetensors", "mean", (2,)),
+        ("full-scaler.safetensors", "knots", (1,)),
+        ("space.safetensors", "points", (7, 3)),
+        ("space.safetensors", "elements", (3,)),
+    ],
+)
+def test_a_model_whose_parts_do_not_fit(
+    tmp_path: Path, file: str, tensor: str, shape: tuple[int, ...]
+) -> None:
+    from chgdb.properties import PropertyModel
+
+    folder = property_model(tmp_path / "m", {file: (tensor, np.zeros(shape, np.float32))})
+    with pytest.raises(ModelError, match="do not fit"):
+        PropertyModel.load(folder).members("full")
 
 
 # --- links in a store -----------------------------------------------------------------------
