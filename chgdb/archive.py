@@ -39,9 +39,6 @@ _MOST_POINTS = 2**30
 _FEWEST_ELECTRONS = 0.5
 """In the cell; with fewer, `crystal` would keep their number less exactly than is promised."""
 
-_LARGEST_VALUE = 1e100
-"""e/A^3; squares and sums of such are still finite."""
-
 _DESCRIBED = (1e-30, 1e30)
 """e/A^3; the largest value of a field that is tried as functions about atoms and plane waves."""
 
@@ -123,8 +120,10 @@ def _encoded(density: ChargeDensity, tolerance: Tolerance) -> Payload:
     if not density.values.any():
         raise InputError("the density is zero everywhere")
     spins = () if density.magnetization is None else density.magnetization
-    peak = max(float(np.abs(values).max()) for values in (density.values, *spins))
-    if peak > _LARGEST_VALUE or not math.isfinite(peak * structure.volume):
+    with np.errstate(over="ignore"):
+        sums = [float(np.abs(values).sum()) for values in (density.values, *spins)]
+    if not math.isfinite(max(sums) * structure.volume):
+        peak = max(float(np.abs(values).max()) for values in (density.values, *spins))
         raise InputError(
             f"the density reaches {peak:.3g} e/A^3 in a cell of {structure.volume:.3g} A^3, which "
             "is no number of electrons; look at its units"

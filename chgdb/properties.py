@@ -629,6 +629,7 @@ def _load_space(folder: Path, config: PropertyConfig) -> Space:
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{shown(folder)}: its training materials cannot be read") from error
+    return space
 
 
 def _load_members(folder: Path, config: PropertyConfig, name: str) -> Members:
