@@ -25,6 +25,7 @@ from chgdb.errors import InputError, StoreError
 from chgdb.grid import fourier_resample
 from chgdb.library import LATEST
 from chgdb.metrics import DensityError, compare
+from chgdb.multipoles import n_images
 
 __all__ = ["Payload", "Tolerance", "check", "decode", "encode"]
 
@@ -37,6 +38,17 @@ _ZSTD_LEVEL = 19
 _MOST_POINTS = 2**30
 _FEWEST_ELECTRONS = 0.5
 """In the cell; with fewer, `crystal` would keep their number less exactly than is promised."""
+
+_DESCRIBED = (1e-30, 1e30)
+"""e/A^3; the largest value of a field that is tried as functions about atoms and plane waves."""
+
+_LEAST_ERROR = 1e-290
+"""e/A^3; with a smaller one the density is kept exactly: such numbers have few digits."""
+
+_LARGEST_CELL = 1e12
+"""A^3."""
+
+_MOST_IMAGES = 100_000
 
 _NEGLIGIBLE = 1e-4
 """Part of the density below which a magnetization counts as this part, for its tolerance."""
@@ -96,7 +108,7 @@ def encode(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payloa
         tolerance: by default an NMAE of 0.1 %.
 
     Raises:
-        InputError: the density is zero everywhere.
+        InputError: the density is zero everywhere, or too large for sums over the cell.
     """
     # Sums in another order round otherwise; so one thread, and the same bytes everywhere.
     with threadpool_limits(1):
@@ -104,10 +116,19 @@ def encode(density: ChargeDensity, tolerance: Tolerance | None = None) -> Payloa
 
 
 def _encoded(density: ChargeDensity, tolerance: Tolerance) -> Payload:
-    structure, size = density.structure, float(np.abs(density.values).mean())
-    if size == 0.0:
+    structure = density.structure
+    if not density.values.any():
         raise InputError("the density is zero everywhere")
     spins = () if density.magnetization is None else density.magnetization
+    with np.errstate(over="ignore"):
+        sums = [float(np.abs(values).sum()) for values in (density.values, *spins)]
+    if not math.isfinite(max(sums) * structure.volume):
+        peak = max(float(np.abs(values).max()) for values in (density.values, *spins))
+        raise InputError(
+            f"the density reaches {peak:.3g} e/A^3 in a cell of {structure.volume:.3g} A^3, which "
+            "is no number of electrons; look at its units"
+        )
+    size = float(np.abs(density.values).mean())
     fields = []
     for values in (density.values, *spins):
         limits = _limits(tolerance, values, least=_NEGLIGIBLE * size)
@@ -183,8 +204,10 @@ def _encode(
     """The shortest body of a field, and the tag that says how it is written."""
     candidates: list[tuple[int, bytes]] = []
     grid = (values.shape[0], values.shape[1], values.shape[2])
-    if limits.mean_error > 0 and limits.max_error > 0:
+    if min(limits.mean_error, limits.max_error) >= _LEAST_ERROR:
         try:
+            if not _is_described(values, structure):
+                raise NotReachedError
             if not generic and abs(float(values.mean())) * structure.volume < _FEWEST_ELECTRONS:
                 raise NotReachedError
             body = encode_field(values, structure, limits, generic=generic)
@@ -200,6 +223,14 @@ def _encode(
         if tag == _LOSSLESS or limits.share(_decode(tag, body, structure, grid) - values) <= 1.0:
             return tag, body
     return _LOSSLESS, _planes(np.ascontiguousarray(values, dtype="<f8"))
+
+
+def _is_described(values: NDArray[np.float64], structure: Structure) -> bool:
+    """Whether a field is of a size, and its cell of a shape, that `crystal` is made for."""
+    smallest, largest = _DESCRIBED
+    peak = float(np.abs(values).max())
+    is_usual = structure.volume <= _LARGEST_CELL and n_images(structure) <= _MOST_IMAGES
+    return smallest <= peak <= largest and is_usual
 
 
 def _decode(tag: int, body: bytes, structure: Structure, grid: Grid) -> NDArray[np.float64]:

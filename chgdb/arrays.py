@@ -25,7 +25,15 @@ from zarr.storage import LocalStore, ObjectStore
 
 from chgdb.density import Grid
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
-from chgdb.files import PARTIAL_SUFFIX, place, reason, remove_partials, replace_file, sync_folder
+from chgdb.files import (
+    PARTIAL_SUFFIX,
+    brief,
+    place,
+    reason,
+    remove_partials,
+    replace_file,
+    sync_folder,
+)
 from chgdb.places import Place, RemotePath, as_os_error
 from chgdb.schema import (
     LatentStorage,
@@ -64,6 +72,9 @@ RECORDED = "recorded_rows"
 
 _PAYLOAD = "payload"
 """Since version 2: all payloads as one array of bytes, and where in it that of a row is."""
+
+_CODECS = frozenset(("bytes", "vlen-utf8", "zstd", "crc32c", "sharding_indexed"))
+"""What is in `zarr.json`. Zarr knows others, one of which, in its format 2, unpickles."""
 
 _MAX_GRID = np.iinfo(np.int32).max
 
@@ -235,6 +246,7 @@ class LatentArrays:
             latent = arrays["latent"]
             n_rows = latent.shape[0]
             n_bytes = _array(committed, _PAYLOAD).shape[0] if has_payloads else None
+            _check_codecs(committed.metadata.to_dict())
             if any(array.shape[0] != n_rows for array in arrays.values()):
                 raise StoreError(f"{path}: damaged, its arrays differ in the number of rows")
             channel, a, b, c = latent.shape[1:]
@@ -699,6 +711,26 @@ def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     if not isinstance(array, zarr.Array):
         raise TypeError(f"{name} is not an array")
     return array
+
+
+def _check_codecs(metadata: Any) -> None:
+    """Refuse what chgdb has never written, before a chunk is decoded with it.
+
+    Raises:
+        StoreError: an array of Zarr format 2, or a codec that is none of ours.
+    """
+    for item in metadata if isinstance(metadata, list) else [metadata]:
+        if not isinstance(item, dict):
+            continue
+        if item.get("zarr_format", 3) != 3:
+            raise StoreError("an array of another format than Zarr 3")
+        for key in ("codecs", "index_codecs"):
+            for codec in item.get(key, ()):
+                if codec["name"] not in _CODECS:
+                    raise StoreError(f"an unknown codec, {brief(str(codec['name']))}")
+                _check_codecs(codec.get("configuration"))
+        consolidated = item.get("consolidated_metadata") or {}
+        _check_codecs(list(consolidated.get("metadata", {}).values()))
 
 
 def _shaped(name: str, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -21,7 +21,7 @@ import typer
 from chgdb import __version__
 from chgdb.errors import ChgdbError, InputError, MissingExtraError, UnknownIdError
 from chgdb.export import json_ready
-from chgdb.files import one_line, reason, shown
+from chgdb.files import one_line, printable, reason, shown
 from chgdb.output import (
     Listing,
     Report,
@@ -32,6 +32,7 @@ from chgdb.output import (
     show_prediction,
     show_record,
     show_scores,
+    show_text,
 )
 from chgdb.resources import DEFAULT_ENCODER
 
@@ -794,7 +795,7 @@ def add(
                 f"NMAE {row['payload_nmae']:.3g} %; latent NMAE {row['latent_nmae']:.3g} %"
             )
         for path, why in report.skipped:
-            typer.echo(f"{path}: skipped, {why}")
+            show_text(f"{path}: skipped, {why}")
     for row in report.added:
         if row["latent_coarse"]:
             _warn(f"{row['id']}: longer than the encoder's box, encoded coarser than usual")
@@ -932,7 +933,7 @@ def import_release_(
     for kind, count in done.counts.items():
         typer.echo(f"  {count:6}  {kind}")
     for line in done.details(limit):
-        typer.echo(line)
+        show_text(line)
     if done.failed:
         raise typer.Exit(1)
 
@@ -981,7 +982,7 @@ def verify(
         )
     if format is Report.TABLE:
         for finding in found:
-            typer.echo(str(finding))
+            show_text(str(finding))
     else:
         show([asdict(finding) for finding in found], ("level", "where", "what", "advice"), format)
     errors = sum(finding.level == "error" for finding in found)
@@ -1349,4 +1350,4 @@ def _warn(text: str) -> None:
 
 def _say(text: str) -> None:
     """One line on the standard error."""
-    typer.echo(f"chgdb: {one_line(text)}", err=True)
+    typer.echo(f"chgdb: {printable(one_line(text))}", err=True)

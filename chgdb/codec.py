@@ -128,7 +128,8 @@ class Codec(ABC):
             One latent per density, float32 of the configuration's `latent_shape`.
 
         Raises:
-            InputError: a density does not hold a positive number of electrons.
+            InputError: a density does not hold a positive number of electrons, or float32 cannot
+                hold what the network would see of it.
             ModelError: only the weights of the decoder are known.
         """
         check_encodes(self.config)
@@ -138,7 +139,14 @@ class Codec(ABC):
                     f"{density.structure.formula}: the density holds {density.n_electrons:g} "
                     "electrons; an encoder needs a positive number"
                 )
-        fields = [self.to_field(density) for density in densities]
+        with np.errstate(over="ignore"):  # told below
+            fields = [self.to_field(density) for density in densities]
+        for density, field in zip(densities, fields, strict=True):
+            if not np.isfinite(field).all():
+                raise InputError(
+                    f"{density.structure.formula}: the density is too large beside its mean, or at "
+                    "all, for the float32 of an encoder"
+                )
         latents: list[Latent | None] = [None] * len(densities)
         for box, members in _passes([self.box(_shape(field)) for field in fields]):
             batch = np.stack([zero_pad(fields[i], box).astype(np.float32) for i in members])

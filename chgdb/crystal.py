@@ -71,6 +71,9 @@ _HOPELESS = 5.0
 """If all waves together leave more than this times the limit, spheres will not mend it."""
 
 
+_LARGEST = 2.0**60
+"""Steps, or electrons of a cell, beyond which a whole number is not written."""
+
 _JITTER = 1e-11
 """Of the largest diagonal element of normal equations, added to all."""
 
@@ -277,6 +280,7 @@ class _Fit:
             amplitudes[order[k]] = math.copysign(math.floor(abs(steps) + 0.46), steps)
             settled[k] = amplitudes[order[k]] * step_of_scaled[k]
         rest = self._target - self._columns @ (amplitudes * unit)
+        _check_steps(amplitudes)
         return amplitudes[kept].astype(np.int64), rest
 
     def _rounded(
@@ -285,6 +289,7 @@ class _Fit:
         """Amplitudes, waves and the error of the coefficients at a step."""
         step = _step_of(index)
         amplitudes, rest = self._solve(step)
+        _check_steps(rest / step)
         waves = (np.sign(rest) * np.floor(np.abs(rest) / step + rounding)).astype(np.int64)
         return amplitudes, waves, rest - waves * step
 
@@ -338,6 +343,16 @@ def _step_of(index: int) -> float:
     return float(2.0 ** (index / _STEPS_PER_OCTAVE - _FIRST_STEP))
 
 
+def _check_steps(steps: NDArray[np.float64]) -> None:
+    """Refuse what is no whole number of 64 bits.
+
+    Raises:
+        NotReachedError: it is not.
+    """
+    if not np.abs(steps).max(initial=0.0) < _LARGEST:
+        raise NotReachedError
+
+
 def _bands(n: int) -> list[slice]:
     """The first 16 waves, the next 16, 32, 64 ..."""
     edges = [0]
@@ -357,8 +372,14 @@ def _wave_scales(
 
 
 def _rounded_mean(mean: float, volume: float) -> tuple[float, tuple[int, int]]:
-    """A mean as it is stored: its integral over the cell, as a whole number and a fraction."""
+    """A mean as it is stored: its integral over the cell, as a whole number and a fraction.
+
+    Raises:
+        NotReachedError: it is too large.
+    """
     total = mean * volume
+    if not abs(total) < _LARGEST:
+        raise NotReachedError
     whole = round(total)
     unit = _mean_unit(whole)
     part = round((total - whole) / unit)

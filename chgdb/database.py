@@ -30,7 +30,18 @@ from chgdb.errors import (
     UnknownIdError,
 )
 from chgdb.export import known_properties, structure_of
-from chgdb.files import PARTIAL_SUFFIX, make_folder, place, reason, replace_file, seal_holds, shown
+from chgdb.files import (
+    PARTIAL_SUFFIX,
+    brief,
+    make_folder,
+    place,
+    printable,
+    reason,
+    refuse_links,
+    replace_file,
+    seal_holds,
+    shown,
+)
 from chgdb.filters import (
     Conditions,
     Filters,
@@ -283,6 +294,7 @@ class Database:
         self.device = device
         self.info = StoreInfo.load(self.place)
         self._fetched: Path | None = None
+        self._is_free_of_links = False
         self._table = Table(self.place / TABLE_FOLDER)
         self._derived = Derived(self.place, self._table)
         self._predictor = Predictor(
@@ -393,8 +405,10 @@ class Database:
             known = {id_ for (id_,) in found.values}
             missing = next(id_ for id_ in ids if id_ not in known)
             near = get_close_matches(missing, self._table.near(missing, 64), n=3)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise UnknownIdError(f"no record {missing!r} in {shown(self.place)}{hint}") from None
+            hint = f"; nearest: {', '.join(map(printable, near))}" if near else ""
+            raise UnknownIdError(
+                f"no record {brief(missing)} in {shown(self.place)}{hint}"
+            ) from None
 
     def summary(self) -> dict[str, Any]:
         """What the store holds, for people: "records", "encoder", "size on disk (MB)", ..."""
@@ -1143,7 +1157,9 @@ class Database:
             info = replace(self.info, format_version=FORMAT_VERSION)
             target = Database._create(partial, info)
             if encoder := self._own_encoder():
-                shutil.copytree(encoder, partial / ENCODER_FOLDER)
+                (partial / ENCODER_FOLDER).mkdir()
+                for name in (CONFIG_FILE, WEIGHTS_FILE):  # and nothing else that may be there
+                    shutil.copyfile(encoder / name, partial / ENCODER_FOLDER / name)
             for start in range(0, len(records), _BATCH):
                 part = records[start : start + _BATCH]
                 latents = [
@@ -1288,6 +1304,9 @@ class Database:
                 f"{path}: of format version {version}, which is only read; copy its records into a "
                 f"store that can be written: chgdb export NEW --store {path}"
             )
+        if not self._is_free_of_links:
+            refuse_links(self.place)
+            self._is_free_of_links = True
         with writer_lock(self.place / LOCK_FILE, LOCK_TIMEOUT if wait else 0.0) as confirm:
             yield confirm
 

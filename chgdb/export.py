@@ -77,8 +77,13 @@ def structure_of(row: Mapping[str, Any]) -> Structure:
         raise StoreError(
             f'{row["id"]}: its structure is not known; --where "n_atoms > 0" finds those that are'
         )
-    lattice, species, frac_coords = (json.loads(row[name]) for name in STRUCTURE_COLUMNS)
-    return Structure(lattice, tuple(species), frac_coords)
+    try:
+        lattice, species, frac_coords = (json.loads(row[name]) for name in STRUCTURE_COLUMNS)
+        if not (isinstance(species, list) and all(isinstance(s, str) for s in species)):
+            raise InputError("the species are no texts")
+        return Structure(lattice, tuple(species), frac_coords)
+    except (ValueError, TypeError, RecursionError, InputError) as error:
+        raise StoreError(f"{row['id']}: its structure is damaged ({reason(error)})") from error
 
 
 def known_properties(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,11 +26,14 @@ __all__ = [
     "PARTIAL_SUFFIX",
     "UNSEALED",
     "Compression",
+    "brief",
     "compression_of",
     "make_folder",
     "one_line",
     "place",
+    "printable",
     "reason",
+    "refuse_links",
     "remove_partials",
     "rename",
     "replace_file",
@@ -45,6 +48,9 @@ __all__ = [
 
 PARTIAL_SUFFIX = ".partial"
 """End of the name of a file that is being written; the name begins with a dot."""
+
+
+_BRIEF = 60
 
 
 class Compression(NamedTuple):
@@ -224,6 +230,28 @@ def size_of(path: Place) -> int:
         return 0
 
 
+def refuse_links(folder: Place) -> None:
+    """Refuse a folder that holds a link: writing and deleting there would happen elsewhere.
+
+    Raises:
+        StoreError: it does, or it cannot be looked at.
+    """
+    if isinstance(folder, RemotePath):
+        return
+
+    def fail(problem: OSError) -> None:
+        raise StoreError(f"{shown(folder)}: cannot be read ({reason(problem)})") from problem
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            if path.is_symlink():
+                raise StoreError(
+                    f"{shown(path)}: is a link, which a store that is written must not hold; put "
+                    "there what it leads to"
+                )
+
+
 def rename(path: Place, name: str) -> None:
     """Give a file another name in its folder; an object is there with both for a moment.
 
@@ -310,6 +338,18 @@ def shown(path: str | Place) -> str:
     """A path as one printable line."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
+
+
+def printable(text: str) -> str:
+    """A text with every character that is not printed, such as ESC, written as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def brief(text: str) -> str:
+    """A text of a user's in a message: printable, in quotes and short."""
+    return repr(text if len(text) <= _BRIEF else f"{text[: _BRIEF - 3]}...")
 
 
 def reason(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import TypedDict
 
 from chgdb.errors import QueryError
-from chgdb.files import one_line
+from chgdb.files import brief
 from chgdb.query import (
     Condition,
     chemsys_condition,
@@ -30,6 +30,9 @@ __all__ = [
 
 Range = str | tuple[float | None, float | None]
 """Bounds, both included: "100:200", "100:" or (100, None); "227" is that number alone."""
+
+_LISTED = 800
+"""Characters of the names of columns that a message lists."""
 
 NO_SOURCE = "none"
 """What `source` says of materials without a density."""
@@ -128,8 +131,12 @@ def column_named(name: str) -> str:
     if asked in by_lower:
         return by_lower[asked]
     near = [by_lower[column] for column in get_close_matches(asked, by_lower, n=3)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COLUMNS)}"
-    raise QueryError(f"no column {one_line(name)!r}; {hint}")
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"there are {', '.join(COLUMNS)[:_LISTED]} ..."
+    )
+    raise QueryError(f"no column {brief(name)}; {hint}")
 
 
 def columns_named(names: str | Sequence[str]) -> list[str]:
@@ -164,8 +171,9 @@ def _range_condition(name: str, bounds: Range | int) -> Condition:
 def _spacegroup_condition(text: str) -> Condition:
     """By number, range of numbers or symbol, its spaces, underscores and case not regarded."""
     if text[:1].isdigit() or ":" in text:
-        if text.isdecimal() and not 1 <= int(text) <= 230:
-            raise QueryError(f"no space group {text}; their numbers are 1 to 230")
+        number = text.lstrip("0") or "0"
+        if text.isdecimal() and (len(number) > 3 or not 1 <= int(number) <= 230):
+            raise QueryError(f"no space group {brief(text)}; their numbers are 1 to 230")
         return parse_range("spacegroup", text)
     symbol = text.replace(" ", "").replace("_", "").lower()
     return Condition("replace(lower(spacegroup_symbol), '_', '') = ?", (symbol,))
@@ -173,7 +181,7 @@ def _spacegroup_condition(text: str) -> Condition:
 
 def _crystal_system_condition(text: str) -> Condition:
     if text.lower() not in CRYSTAL_SYSTEMS:
-        raise QueryError(f"no crystal system {text!r}; there are {', '.join(CRYSTAL_SYSTEMS)}")
+        raise QueryError(f"no crystal system {brief(text)}; there are {', '.join(CRYSTAL_SYSTEMS)}")
     return Condition("crystal_system = ?", (text.lower(),))
 
 
@@ -182,5 +190,5 @@ def _source_condition(text: str) -> Condition:
     if text.lower() == NO_SOURCE:
         return Condition("source IS NULL")
     if text.lower() not in SOURCES:
-        raise QueryError(f"no source {text!r}; use {', '.join(SOURCES)} or {NO_SOURCE}")
+        raise QueryError(f"no source {brief(text)}; use {', '.join(SOURCES)} or {NO_SOURCE}")
     return Condition("source = ?", (text.lower(),))

@@ -29,6 +29,7 @@ __all__ = [
     "SphereFunctions",
     "Site",
     "angular",
+    "n_images",
     "n_radial",
     "nearest_distances",
     "radial",
@@ -231,13 +232,25 @@ def angular(structure: Structure, stars: Stars, site: Site, l: int) -> NDArray[n
     return total * ((-1j) ** l / structure.volume)
 
 
+def n_images(structure: Structure) -> float:
+    """Cells that `nearest_distances` looks into: 27, and many more where vectors are skew."""
+    return float(np.prod(2.0 * np.floor(_reach(structure)) + 1.0))
+
+
+def _reach(structure: Structure) -> NDArray[np.float64]:
+    """Cells along a, b, c in which the nearest neighbour of an atom may be.
+
+    None is farther than the shortest lattice vector; |n_i| <= |r| |b_i| for an image.
+    """
+    lattice = structure.lattice
+    longest = np.linalg.norm(lattice, axis=1).min()
+    return np.asarray(longest * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 0.5)
+
+
 def nearest_distances(structure: Structure) -> NDArray[np.float64]:
     """Shape (atom,): the distance of each atom to its nearest neighbour or image, Angstrom."""
     coords, lattice = structure.frac_coords, structure.lattice
-    # No neighbour is farther than the shortest lattice vector; |n_i| <= |r| |b_i| for an image.
-    longest = np.linalg.norm(lattice, axis=1).min()
-    reach = longest * np.linalg.norm(np.linalg.inv(lattice), axis=0) + 0.5
-    ranges = [np.arange(-int(n), int(n) + 1) for n in reach]
+    ranges = [np.arange(-int(n), int(n) + 1) for n in _reach(structure)]
     steps = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
     shortest = np.full(len(coords), np.inf)
     for i, x in enumerate(coords):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import typer
 
 from chgdb.export import STRUCTURE_COLUMNS, json_ready
+from chgdb.files import printable
 from chgdb.schema import FEATURES, PREDICTED, SEARCHABLE
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "show_prediction",
     "show_record",
     "show_scores",
+    "show_text",
 ]
 
 _PIPED_WIDTH = 10_000
@@ -32,6 +35,12 @@ _PIPED_WIDTH = 10_000
 
 _UNSHOWN = ("row", *STRUCTURE_COLUMNS)
 """Columns of a record that tell people nothing."""
+
+_UNPRINTED = re.compile(
+    r"[\x7f-\xa0\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+"""Control characters and those that change the direction or the place of others."""
 
 _COLUMNS = {**FEATURES, **SEARCHABLE}
 
@@ -72,10 +81,10 @@ def show(
     elif format == "csv":
         writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rows if not sys.stdout.isatty() else map(_harmless, rows))
     elif format == "ids":
         for row in rows:
-            typer.echo(row["id"])
+            typer.echo(printable(row["id"]))
     else:
         _show_table([[row[name] for name in columns] for row in rows], columns)
 
@@ -155,7 +164,7 @@ def show_prediction(row: Mapping[str, Any]) -> None:
     Args:
         row: of what `Database.predict` returns, with None for NaN and the neighbours as a list.
     """
-    _show_text(f"{row['id']}: {row['formula']}")
+    show_text(f"{row['id']}: {row['formula']}")
     values = [
         (_heading(name), row[name], _interval(row, name), row[f"{name}_reference"])
         for name in PREDICTED
@@ -163,18 +172,19 @@ def show_prediction(row: Mapping[str, Any]) -> None:
     _show_table(values, ("property", "value", "90 % interval", "reference"))
     for flag, meaning in _FLAGS.items():
         if row[flag]:
-            _show_text(meaning)
+            show_text(meaning)
     near = ", ".join(
         f"{id_} ({_cell(distance)})" for id_, distance in row["neighbours"] if id_ != row["id"]
     )
     if near:
-        _show_text(f"nearest in training: {near}")
+        show_text(f"nearest in training: {near}")
     model = f"{row['model']}, version {row['model_version']}"
-    _show_text(f"features from: {row['features_from']}; model: {model}")
+    show_text(f"features from: {row['features_from']}; model: {model}")
 
 
-def _show_text(text: str) -> None:
-    typer.echo(text if text.isprintable() else ascii(text))
+def show_text(text: str) -> None:
+    """Print a line, whatever is in it."""
+    typer.echo(printable(text))
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
@@ -183,7 +193,9 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
 
 def show_json(content: Any) -> None:
     """Print anything as JSON."""
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    # In JSON any character may be escaped: what a terminal would obey is.
+    typer.echo(_UNPRINTED.sub(lambda found: json.dumps(found[0])[1:-1], text))
 
 
 def _show_table(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
@@ -217,6 +229,11 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _harmless(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose texts a terminal may get."""
+    return {k: printable(v) if isinstance(v, str) else v for k, v in row.items()}
+
+
 def _heading(name: str) -> str:
     unit = _COLUMNS[name].unit if name in _COLUMNS else ""
     return f"{name} ({unit})" if unit not in ("", "1") else name
@@ -228,4 +245,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
     text = str(value)
-    return text if text.isprintable() else ascii(text)
+    return printable(text)

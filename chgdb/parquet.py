@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import duckdb
 
 from chgdb.errors import QueryError, StoreError
-from chgdb.files import UNSEALED, reason, replacing, seal
+from chgdb.files import UNSEALED, brief, reason, replacing, seal
 from chgdb.places import Place, RemotePath
 from chgdb.schema import Column, ColumnType
 
@@ -108,9 +108,12 @@ def literal(value: str) -> str:
 
 
 def files_of(paths: Sequence[Place], options: str = "") -> str:
-    """SQL of all rows of some files, columns matched by name."""
+    """SQL of all rows of some files, columns matched by name.
+
+    A folder on their way that is called `id=x` is no column, as DuckDB would take it.
+    """
     files = ", ".join(literal(str(path)) for path in paths)
-    return f"read_parquet([{files}], union_by_name = true{options})"
+    return f"read_parquet([{files}], union_by_name = true, hive_partitioning = false{options})"
 
 
 def relation_of(
@@ -186,6 +189,9 @@ def run(
         QueryError: DuckDB cannot evaluate it.
         StoreError: a file is missing or damaged.
     """
+    for value in parameters:
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise QueryError(f"{brief(value)} is not valid Unicode text")
     statement, paths = _over(relations, query)
     with _connected(paths) as connection:
         try:

@@ -19,7 +19,7 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.files import one_line, reason, shown
+from chgdb.files import brief, one_line, reason, shown
 from chgdb.parquet import any_of
 from chgdb.places import Place
 from chgdb.resources import find_property_model
@@ -288,7 +288,9 @@ class Predictor:
             target, {*self._derived.near(target, 64), *self._table.near(target, 64)}, n=3
         )
         hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise UnknownIdError(f"no file and no material {target!r} in {shown(self._store)}{hint}")
+        raise UnknownIdError(
+            f"no file and no material {brief(str(target))} in {shown(self._store)}{hint}"
+        )
 
     def _features_of(
         self,

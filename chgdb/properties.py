@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chgdb.composition import mass_per_atom, parse_formula
+from chgdb.composition import FRACTIONS, mass_per_atom, parse_formula
 from chgdb.elasticity import debye_temperature, youngs_modulus
-from chgdb.errors import FormatVersionError, InputError, MissingExtraError, ModelError
+from chgdb.errors import FormatVersionError, InputError, ModelError
 from chgdb.files import reason, shown
 from chgdb.inputs import INPUT_SETS, Inputs, InputSet, input_names, is_foreign, make_inputs
 from chgdb.perceptron import Scaler, forward
 from chgdb.schema import PREDICTED, check_id
+from chgdb.trees import load_trees
 from chgdb.weights import packed, unpacked
 
 if TYPE_CHECKING:
@@ -167,7 +168,10 @@ class PropertyConfig:
             }
             config = cls(variants=variants, **fields)
             _check(config)
-        except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
+        except (
+            *(ValueError, TypeError, KeyError, AttributeError),
+            *(RecursionError, InputError),
+        ) as error:
             raise ModelError(
                 f"not the configuration of a property model ({reason(error)})"
             ) from error
@@ -607,24 +611,28 @@ def _load_space(folder: Path, config: PropertyConfig) -> Space:
     tensors = _tensors(folder, config, SPACE_FILE)
     try:
         names = json.loads(_checked(folder, config, IDS_FILE))
-        return Space(
+        space = Space(
             tuple(names["ids"]),
             tuple(names["formulas"]),
             tensors["points"],
             _scaler(tensors),
             tensors["elements"].astype(bool),
         )
-    except (ValueError, KeyError, TypeError) as error:
+        sizes = {len(space.ids), len(space.formulas), len(space.points)}
+        if len(sizes) != 1 or space.elements.shape != (len(FRACTIONS),):
+            raise IndexError("other materials or elements")
+        with np.errstate(all="ignore"):
+            space.nearest(_nothing("core_blind"), 1)
+    except IndexError as error:
+        raise ModelError(
+            f"{shown(folder)}: the parts of its training materials do not fit ({reason(error)})"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{shown(folder)}: its training materials cannot be read") from error
+    return space
 
 
 def _load_members(folder: Path, config: PropertyConfig, name: str) -> Members:
-    try:
-        from lightgbm import Booster
-        from lightgbm.basic import LightGBMError
-    except ImportError as error:
-        raise MissingExtraError("predicting properties", "ml") from error
-
     variant = config.variants[name]
     networks = []
     for file in variant.networks:
@@ -635,10 +643,29 @@ def _load_members(folder: Path, config: PropertyConfig, name: str) -> Members:
     trees = {}
     for target, file in variant.trees.items():
         try:
-            trees[target] = Booster(model_str=_checked(folder, config, file).decode())
-        except (LightGBMError, UnicodeDecodeError) as error:
+            trees[target] = load_trees(_checked(folder, config, file).decode())
+        except ValueError as error:
             raise ModelError(f"{shown(folder / file)}: {reason(error)}") from error
-    return Members(variant, networks, trees, _scaler(_tensors(folder, config, scaler_file(name))))
+    members = Members(
+        variant, networks, trees, _scaler(_tensors(folder, config, scaler_file(name)))
+    )
+    nothing = _nothing(variant.inputs)
+    n_features = nothing.values.shape[1] + nothing.fractions.shape[1]
+    try:
+        if any(booster.num_feature() != n_features for booster in trees.values()):
+            raise ValueError("the trees take other features")
+        with np.errstate(all="ignore"):
+            members.mean(members.predict(nothing, np.ones(1)))
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ModelError(
+            f"{shown(folder)}: the parts of {name} do not fit each other ({reason(error)})"
+        ) from error
+    return members
+
+
+def _nothing(kind: InputSet) -> Inputs:
+    """The inputs of a row of zeros."""
+    return Inputs(np.zeros((1, len(input_names(kind)))), np.zeros((1, len(FRACTIONS))))
 
 
 def _scaler(tensors: Mapping[str, NDArray[Any]]) -> Scaler:

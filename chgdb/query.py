@@ -49,6 +49,9 @@ _ELEMENT_LIST = "elements"
 
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 
+_LISTED = 800
+"""Characters of the names of columns that a message lists."""
+
 _MAX_LENGTH = 20_000
 _MAX_ARITHMETIC = 200
 """Of + - * /, which nest in SQL: keeps below duckdb's limit of 1000 levels."""
@@ -122,7 +125,7 @@ def parse_range(column: str, text: str) -> Condition:
         return Condition(f"({value} <= ?)", (_bound(column, text, high),))
     bounds = _bound(column, text, low), _bound(column, text, high)
     if bounds[0] > bounds[1]:
-        raise QueryError(f"{column}: the range {low}:{high} is empty; write {high}:{low}")
+        raise QueryError(f"{column}: the range {low[:30]}:{high[:30]} is empty; write HIGH:LOW")
     return Condition(f"({value} BETWEEN ? AND ?)", bounds)
 
 
@@ -757,6 +760,6 @@ def _unknown_column(name: str, columns: Mapping[str, str]) -> str:
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near
-        else f"text goes in quotes; columns: {', '.join(columns)}"
+        else f"text goes in quotes; columns: {', '.join(columns)[:_LISTED]} ..."
     )
     return f"no column {_shown(name)}; {hint}"

@@ -111,7 +111,7 @@ def find_property_model(name: str | Path | None = None) -> Path:
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read ({reason(error)})") from error
     kind = config.get("kind") if isinstance(config, dict) else None
     if kind != _PROPERTIES_KIND:

