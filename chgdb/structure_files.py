@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import lzma
 import re
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from chgdb.chgcar import read_header
 from chgdb.density import Structure
 from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError
-from chgdb.files import compression_of, reason, shown
+from chgdb.files import HEAD, read_content, read_head, reason, shown
 from chgdb.formats import default_id, file_sha256
 from chgdb.schema import check_id
 
@@ -34,8 +32,11 @@ __all__ = ["StructureEntry", "holds_structures", "read_structures"]
 _CLOSEST = 0.5
 """A between two atoms, below which they are one atom written twice; the bond of H2 has 0.74."""
 
-_HEAD = 2**16
-"""Bytes by which a CIF is recognised."""
+_KIND = 2**16
+"""Bytes by which a CIF or a list is recognised."""
+
+_LIST_RATIO = 20
+"""Bytes to which one byte of a compressed list may unpack; lists of structures have 5."""
 
 _DENSITY = re.compile(r"(.*\.)?(CHG|CHGCAR|AECCAR[0-9]*|PARCHG)([^a-zA-Z].*)?|.*\.npz(\..*)?")
 """Names of files that hold a density, or the beginning of one that was cut."""
@@ -76,9 +77,8 @@ def holds_structures(path: str | Path, *, species: Sequence[str] | None = None) 
     if path.name.startswith(("POSCAR", "CONTCAR")):
         return True
     try:
-        if _kind(_content(path)[:_HEAD]) != "poscar":
-            return True
-        return not read_header(path, species=species)[1]
+        head = read_head(path)
+        return _kind(head) != "poscar" or not read_header(path, head, species=species)[1]
     except InputError:
         return False  # whoever reads it says what is wrong
 
@@ -95,14 +95,14 @@ def read_structures(
     Raises:
         InputError: the file cannot be read, or is none of these.
     """
-    content = _content(path)
-    kind = _kind(content[:_HEAD])
+    kind = _kind(read_head(path, _KIND))
     if kind == "json":
-        return _read_json(path, content)
+        return _read_json(path, read_content(path, HEAD + _LIST_RATIO * Path(path).stat().st_size))
+    content = read_content(path, HEAD)
     if kind == "cif":
         structure = _read_cif(path, content)
     else:
-        structure, density_follows = read_header(path, species=species)
+        structure, density_follows = read_header(path, content, species=species)
         if density_follows:
             raise InputError(f"{shown(path)}: holds a density, not only a structure")
     try:
@@ -112,17 +112,8 @@ def read_structures(
     return [StructureEntry(default_id(path, structure), structure, file_sha256(path))]
 
 
-def _content(path: str | Path) -> bytes:
-    """The content of a file, decompressed."""
-    try:
-        content = Path(path).read_bytes()
-        compression = compression_of(content[:8])
-        return content if compression is None else compression.decompress(content)
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from error
-
-
 def _kind(head: bytes) -> str:
+    head = head[:_KIND]
     if _JSON.match(head):
         return "json"
     return "cif" if _CIF_BLOCK.search(head) and _CIF_TAG.search(head) else "poscar"
