@@ -391,10 +391,15 @@ def shown(path: str | Place) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+_LONGEST_REASON = 300
+
+
 def reason(error: BaseException) -> str:
-    """What went wrong, as one line without the path."""
+    """What went wrong, as one short printable line without the path."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return one_line(text) or type(error).__name__
+    text = one_line(text) or type(error).__name__
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def one_line(text: str) -> str:

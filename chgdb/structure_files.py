@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from chgdb.chgcar import read_header
 from chgdb.density import Structure
 from chgdb.elements import SYMBOLS
@@ -32,6 +34,9 @@ __all__ = ["StructureEntry", "holds_structures", "read_structures"]
 _CLOSEST = 0.5
 """A between two atoms, below which they are one atom written twice; the bond of H2 has 0.74."""
 
+_LONGEST = 1e4
+"""A of a lattice vector."""
+
 _KIND = 2**16
 """Bytes by which a CIF or a list is recognised."""
 
@@ -42,8 +47,8 @@ _DENSITY = re.compile(r"(.*\.)?(CHG|CHGCAR|AECCAR[0-9]*|PARCHG)([^a-zA-Z].*)?|.*
 """Names of files that hold a density, or the beginning of one that was cut."""
 
 _JSON = re.compile(rb"\s*\[\s*(\{|\])")
-_CIF_BLOCK = re.compile(rb"^\s*data_\S", re.MULTILINE | re.IGNORECASE)
-_CIF_TAG = re.compile(rb"^\s*_[A-Za-z]+[._]\S", re.MULTILINE)
+_CIF_BLOCK = re.compile(rb"^[ \t]*data_\S", re.MULTILINE | re.IGNORECASE)
+_CIF_TAG = re.compile(rb"^[ \t]*_[A-Za-z]+[._]\S", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +128,31 @@ def _check(structure: Structure) -> None:
     """Refuse what is no crystal.
 
     Raises:
-        InputError: there are no atoms, or two in one place.
+        InputError: there are no atoms, or two in one place, or the cell is none.
     """
+    from ase import Atoms
+    from ase.geometry import minkowski_reduce
     from ase.neighborlist import neighbor_list
 
     if not structure.species:
         raise InputError("holds no atoms")
-    pairs = neighbor_list("ij", structure.to_ase(), _CLOSEST)
+    longest = float(np.abs(structure.lattice).max())
+    if longest > _LONGEST:
+        raise InputError(f"a lattice vector of {longest:.4g} A; at most {_LONGEST:g} A are read")
+    try:
+        cell, _ = minkowski_reduce(structure.lattice)
+    except RuntimeError as error:
+        raise InputError("the lattice vectors are too skewed; reduce the cell") from error
+    shortest = float(np.linalg.norm(cell, axis=1).min())
+    if shortest < _CLOSEST:  # which also bounds how many images of an atom have to be looked at
+        raise InputError(f"the crystal repeats after {shortest:.4g} A, less than {_CLOSEST} A")
+    atoms = Atoms(
+        [0] * len(structure.species),
+        positions=structure.frac_coords % 1.0 @ structure.lattice,
+        cell=cell,
+        pbc=True,
+    )
+    pairs = neighbor_list("ij", atoms, _CLOSEST)
     if len(pairs[0]):
         i, j = int(pairs[0][0]), int(pairs[1][0])
         one, other = structure.species[i], structure.species[j]
@@ -143,7 +166,7 @@ def _check(structure: Structure) -> None:
 def _read_json(path: str | Path, content: bytes) -> list[StructureEntry | InputError]:
     try:
         items = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{shown(path)}: not a readable JSON list ({reason(error)})") from error
     entries: list[StructureEntry | InputError] = []
     met: set[str] = set()
@@ -230,8 +253,8 @@ def _check_sites(block: CIFBlock) -> None:
     for label, occupancy in zip(labels, occupancies, strict=True):
         if isinstance(occupancy, int | float) and abs(occupancy - 1.0) > 1e-3:
             raise InputError(
-                f"site {label} has the occupancy {occupancy:g}; a density needs a crystal whose "
-                "sites are full: order it first"
+                f"site {shown(str(label)[:32])} has the occupancy {occupancy:g}; a density needs a "
+                "crystal whose sites are full: order it first"
             )
     for symbol in block.get_symbols():
         if symbol not in SYMBOLS:

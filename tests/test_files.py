@@ -145,3 +145,8 @@ def test_messages_are_one_printable_line() -> None:
     assert reason(OSError(2, "gone")) == "gone"
     assert reason(ValueError("a\nb")) == "a b"
     assert reason(EOFError()) == "EOFError"
+
+
+def test_a_reason_is_short_and_printable() -> None:
+    assert reason(ValueError("a\x1b[31m\udc80b\n c")) == r"a\x1b[31m\udc80b c"
+    assert len(reason(ValueError("x" * 10**6))) < 400
