@@ -381,6 +381,9 @@ def _block_name(index: int) -> str:
 
 # --- numbers ----------------------------------------------------------------------------------
 
+_LONGEST_NUMBER = 400
+"""Characters; a double has up to 17 digits, or 330 without an exponent."""
+
 _FORTRAN_NUMBER = re.compile(
     rb"([+-]?(?:\d+\.?\d*|\.\d+))[eEdD]([+-]?\d+)|([+-]?(?:\d+\.\d*|\.\d+))([+-]\d{3})"
 )
@@ -392,6 +395,8 @@ def _number(word: bytes) -> float:
     Raises:
         ValueError: it is none.
     """
+    if len(word) > _LONGEST_NUMBER:  # the pattern takes time that grows with its square
+        raise ValueError(word)
     match = _FORTRAN_NUMBER.fullmatch(word)
     if match:
         mantissa, exponent = match.group(1, 2) if match[1] else match.group(3, 4)
@@ -412,7 +417,7 @@ def _why_no_number(word: bytes) -> str:
     if b"**" in word:
         return f"{_quoted(word)} is a number too large for its Fortran field"
     try:
-        float(word)
+        float(word[:_LONGEST_NUMBER])
     except ValueError:
         return f"{_quoted(word)} is not a number"
     return f"{_quoted(word)} is not a finite number"

@@ -539,6 +539,9 @@ MALFORMED = {
         make(species="  Li\n 2\n", positions=" 0 0 0\n" * 2, rest=GRID + BLOCK + AUGMENTATION),
         r"line 20: augmentation of 1 of 2 ions",
     ),
+    "endless scale": (make(scale="9" * 10**6), r"line 2: expected one or three scale factors"),
+    "endless coordinate": (make(positions=" 0 0 " + "9" * 10**6), r"'9+\.\.\.' is not a finite"),
+    "endless value": (make(rest=GRID + block_with("9" * 10**5)), r"'9+\.\.\.' is not a finite"),
     "cut mantissa": (make(rest=GRID + BLOCK[:-8]), r"line 16: the file ends inside the number"),
     "cut exponent": (make(rest=GRID + BLOCK[:-2]), r"line 16: the file ends inside the number"),
 }

@@ -64,9 +64,9 @@ def make(
 class Truth(NamedTuple):
     """What a file says."""
 
-    stored: NDArray[np.float64] = VALUES
-    difference: NDArray[np.float64] | None = None
-    lattice: NDArray[np.float64] = 2.0 * np.eye(3)
+    stored: NDArray[Any] = VALUES
+    difference: NDArray[Any] | None = None
+    lattice: NDArray[Any] = 2.0 * np.eye(3)
     species: tuple[str, ...] = ("Li",)
     position: tuple[float, float, float] = (0.25, 0.5, 0.0)
 
@@ -91,7 +91,7 @@ class Quirk(NamedTuple):
     ase: str
 
 
-def replaced(word: float) -> NDArray[np.float64]:
+def replaced(word: float) -> NDArray[Any]:
     values = VALUES.copy()
     values[7] = word
     return values
@@ -265,11 +265,11 @@ QUIRKS = (
 class Seen(NamedTuple):
     """What a reader makes of a file: densities in e/A^3, and the structure."""
 
-    values: NDArray[np.float64]
-    difference: NDArray[np.float64] | None
-    lattice: NDArray[np.float64]
+    values: NDArray[Any]
+    difference: NDArray[Any] | None
+    lattice: NDArray[Any]
     species: tuple[str, ...]
-    position: NDArray[np.float64]
+    position: NDArray[Any]
 
 
 def with_chgdb(path: Path) -> Seen:
@@ -283,7 +283,7 @@ def with_pymatgen(path: Path) -> Seen:
 
     chgcar = Chgcar.from_file(str(path))
     structure, data = chgcar.structure, chgcar.data
-    keys = [key for key in ("diff_x", "diff_y", "diff_z") if key in data] or ["diff"]
+    keys: list[Any] = [key for key in ("diff_x", "diff_y", "diff_z") if key in data] or ["diff"]
     found = [data[key] / structure.volume for key in keys if key in data]
     return Seen(
         data["total"] / structure.volume,
