@@ -293,8 +293,9 @@ def check_id(material_id: str) -> str:
             letter or a digit.
     """
     if not isinstance(material_id, str) or not _ID.fullmatch(material_id):
+        told = repr(material_id)
         raise InputError(
-            f"{material_id!r} cannot be a material id: use 1 to 64 letters, digits, '.', '_', "
+            f"{told if len(told) <= 80 else told[:80] + '...'} cannot be a material id: use 1 to 64 letters, digits, '.', '_', "
             "'-' or '+', beginning with a letter or a digit"
         )
     return material_id

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from conftest import Run, state
 
 from chgdb.errors import InputError
 
@@ -155,3 +162,64 @@ def test_the_command_fails_when_a_case_does(
         toys.main()
     assert stopped.value.code == 1
     assert "FAILED --only bad --seed 4 --cases 1" in capsys.readouterr().out
+
+
+def bad_files(folder: Path) -> list[Path]:
+    """Files of every kind that hold nothing to be read."""
+    files = import_module("fuzz_files")
+    text = files.chgcar_texts(folder)[0]
+    archive = io.BytesIO()
+    np.savez(archive, density=np.zeros((2, 2, 2)))
+    contents = {
+        "CHGCAR.empty": b"",
+        "CHGCAR.cut": text[:-200],
+        "CHGCAR.stars": text.replace(b" 0.", b" *.", 40),
+        "CHGCAR.nan": text[:-60] + b" NaN",
+        "CHGCAR.huge": text.replace(b"Direct", b"Direct\n 99999 99999 99999"),
+        "CHGCAR.text": b"It was a dark\nand stormy night\n" * 9,
+        "CHGCAR.bomb.gz": gzip.compress(text + b" " * 2**24),
+        "CHGCAR.zeros.xz": lzma.compress(bytes(2**25)),
+        "CHGCAR.damaged.bz2": bz2.compress(text)[:-9],
+        "CHGCAR.twice.gz": gzip.compress(gzip.compress(text)),
+        "a.npz": b"PK\x03\x04",
+        "b.npz": archive.getvalue(),
+        "a.json": b"[{" + b"[" * 10**6,
+        "b.json": b'[{"id": "x"}]',
+        "a.cif": b"data_x\n_cell_length_a \x1b[31m\n",
+        "POSCAR": b"a\n1.0\n" + b"9" * 10**6,
+        "POSCAR.flat": b"a\n1.0\n" + b"1 0 0\n" * 3 + b"Li\n1\nDirect\n0 0 0\n",
+        "CHGCAR\x1b[31m\n.odd": b"x",
+    }
+    paths = []
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+        paths.append(folder / name)
+    os.mkfifo(folder / "CHGCAR.pipe")
+    (folder / "CHGCAR.loop").symlink_to("CHGCAR.loop")
+    (folder / "CHGCAR.zero").symlink_to("/dev/zero")
+    others = ["CHGCAR.pipe", "CHGCAR.loop", "CHGCAR.zero", "CHGCAR.missing"]
+    return paths + [folder / name for name in others]
+
+
+def test_commands_refuse_bad_files_in_one_line(
+    fuzz: ModuleType, run: Run, store: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    before = state(store)
+    for path in bad_files(folder):
+        for words in (
+            ("add", path, "--store", store, "--id", "x"),
+            ("predict", path, "--store", store),
+            ("compare", "mp-1", path, "--store", store),
+            ("info", "--store", path),
+        ):
+            code, out, err = run(*words)
+            said = f"{words}: {code} {out!r} {err!r}"
+            assert code, said
+            assert err.strip(), said
+            assert out.count("\n") + err.count("\n") == 1, said
+            assert (out + err).rstrip("\n").isprintable(), said
+            assert "Traceback" not in err, said
+            assert len(err) < 600, said
+    assert state(store) == before
