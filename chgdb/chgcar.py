@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import re
-import zlib
+import stat
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,7 +28,15 @@ import numpy as np
 from chgdb.density import ChargeDensity, Grid, Structure
 from chgdb.elements import SYMBOLS
 from chgdb.errors import ChgcarError, InputError
-from chgdb.files import compression_of, reason, replacing, shown
+from chgdb.files import (
+    HEAD,
+    UNPACK_ERRORS,
+    compression_of,
+    most_unpacked,
+    reason,
+    replacing,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,9 +88,14 @@ def read_chgcar(path: str | Path, *, species: Sequence[str] | None = None) -> Ch
         ChgcarError: the file cannot be read, is not a CHGCAR, is damaged, or does not name its
             species; or `species` contradicts it.
     """
-    text = _Text(path, _load(path))
-    structure, header = _read_header(text, species)
-    grid = _read_grid(text)
+    with _opened(path) as source:
+        head = source.head()
+        text = _Text(path, _with_lf(head), is_whole=source.is_whole)
+        structure, header = _read_header(text, species)
+        grid = _read_grid(text)
+        most = _most_bytes(text, grid, len(structure.species))
+        text.data = _with_lf(source.whole(head, most))
+        text.is_whole = True
     blocks: list[NDArray[np.float64]] = []
     augmentation: list[str] = []
     moments: list[str] = []
@@ -108,23 +122,22 @@ def read_chgcar(path: str | Path, *, species: Sequence[str] | None = None) -> Ch
 
 
 def read_header(
-    path: str | Path, *, species: Sequence[str] | None = None
+    path: str | Path, content: bytes, *, species: Sequence[str] | None = None
 ) -> tuple[Structure, bool]:
     """The structure at the head of a POSCAR, CONTCAR or CHGCAR, and whether a density follows.
 
     Args:
-        path: the file, plain or compressed.
+        path: the file, for messages.
+        content: what it holds, or the beginning of it, decompressed.
         species: one element symbol per group of atoms, for a header that does not name them.
 
     Raises:
         ChgcarError: as `read_chgcar`, of the header.
     """
-    text = _Text(path, _load(path))
+    text = _Text(path, _with_lf(memoryview(content)))
     structure, _ = _read_header(text, species)
-    line: bytes | None = b""
-    while line is not None and not line.strip():
-        line = text.next_line()
-    fields = (line or b"").split()  # of the velocities of a CONTCAR, or of the grid
+    text.skip_blank_lines()
+    fields = (text.next_line() or b"").split()  # of the velocities of a CONTCAR, or of the grid
     return structure, len(fields) == 3 and all(field.isdigit() for field in fields)
 
 
@@ -183,34 +196,122 @@ def _read_only(array: NDArray[np.float64]) -> NDArray[np.float64]:
 # --- bytes of a file ------------------------------------------------------------------------
 
 
-def _load(path: str | Path) -> memoryview:
-    """Content of a file, decompressed, lines ended by LF alone."""
-    try:
-        file = Path(path)
+_LARGEST_AT_ONCE = 2**28
+"""Bytes of a plain file that are read before its grid is known."""
+_BYTES_PER_VALUE = 32
+_BYTES_PER_ION = 2**16
+"""Most that one value takes in a file, and the augmentation of one ion: 4600 numbers."""
+_LONGEST_LINE = 2**20
+_MOST_OF_A_PIPE = 2**33
+_BYTES_PER_PIECE = 2**17
+"""Unpacked at a time; what stays in the cache of the processor is copied faster."""
+
+
+class _Source:
+    """An open file, decompressed while it is read.
+
+    Attributes:
+        is_whole: whether all of it has been read.
+    """
+
+    def __init__(self, path: str | Path, file: io.BufferedReader) -> None:
+        self.is_whole = False
+        self._path = path
+        status = os.fstat(file.fileno())
+        self._size = status.st_size if stat.S_ISREG(status.st_mode) else None
+        self._compression = compression_of(file.peek(8))
+        self._file = file if self._compression is None else self._compression.open(file)
+        self._unpacked = bytearray()
+
+    def head(self) -> memoryview:
+        """The beginning of the file, or all of it."""
+        if self._compression is None and self._size is not None:
+            return self._load(self._size if self._size <= _LARGEST_AT_ONCE else HEAD)
+        data = self._unpack(HEAD)
+        # A view of what is still to grow would keep it from growing.
+        return memoryview(data if self.is_whole else bytes(data))
+
+    def whole(self, head: memoryview, most: int) -> memoryview:
+        """All of the file.
+
+        Args:
+            head: what `head` gave.
+            most: how many bytes it may have by what its head announces.
+
+        Raises:
+            ChgcarError: it has more, or it unpacks to more than such a file should.
+        """
+        if self._compression is None and self._size is not None:
+            if self._size > most:
+                raise self._too_large(most)
+            return head if self.is_whole else self._load(self._size)
+        limit = _MOST_OF_A_PIPE if self._size is None else most_unpacked(self._size)
+        content = self._unpack(min(most, limit))
+        if len(content) > most:
+            raise self._too_large(most)
+        if not self.is_whole:
+            problem = f"unpacks to more than {limit // 2**20} MiB"
+            raise ChgcarError(f"{shown(self._path)}: {problem}; unpack it first if that is right")
+        return memoryview(content)
+
+    def _too_large(self, most: int) -> ChgcarError:
+        problem = f"holds more than the {most} bytes that its grid and its atoms need"
+        return ChgcarError(f"{shown(self._path)}: {problem}; keep one density per file")
+
+    def _load(self, size: int) -> memoryview:
+        """The first `size` bytes of a plain file."""
+        self._file.seek(0)
         # A NumPy buffer of this size costs a quarter of the page faults of `bytes`.
-        content = np.fromfile(file, np.uint8).data if file.is_file() else file.read_bytes()
+        data = np.fromfile(self._file, np.uint8, count=size)
+        self.is_whole = size == self._size
+        return data.data
+
+    def _unpack(self, size: int) -> bytearray:
+        """What has been read, after it has grown to more than `size` bytes or to all."""
+        try:
+            while not self.is_whole and len(self._unpacked) <= size:
+                piece = self._file.read(min(_BYTES_PER_PIECE, size + 1 - len(self._unpacked)))
+                self._unpacked += piece
+                self.is_whole = not piece
+        except UNPACK_ERRORS as error:
+            if self._compression is None:
+                raise
+            problem = f"damaged {self._compression.name} data ({reason(error)})"
+            raise ChgcarError(f"{shown(self._path)}: {problem}; {_COPY_AGAIN}") from error
+        return self._unpacked
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[_Source]:
+    """A file, which may be a pipe."""
+    try:
+        with Path(path).open("rb") as file:
+            yield _Source(path, file)
     except IsADirectoryError:
         raise ChgcarError(f"{shown(path)}: is a directory; name the CHGCAR inside it") from None
     except (OSError, ValueError) as error:
         raise ChgcarError(f"{shown(path)}: cannot be read ({reason(error)})") from error
-    data = _decompressed(path, content)
+
+
+def _with_lf(data: memoryview) -> memoryview:
+    """A text with its lines ended by LF alone."""
     if b"\r" in bytes(data[:4096]):
-        data = bytes(data).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return memoryview(data)
+        return memoryview(bytes(data).replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+    return data
 
 
-def _decompressed(path: str | Path, content: bytes | memoryview) -> bytes | memoryview:
-    compression = compression_of(bytes(content[:8]))
-    if compression is None:
-        return content
-    try:
-        return compression.decompress(bytes(content))
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        problem = f"damaged {compression.name} data ({reason(error)})"
-        raise ChgcarError(f"{shown(path)}: {problem}; {_COPY_AGAIN}") from error
+def _most_bytes(text: _Text, grid: Grid, n_atoms: int) -> int:
+    """What a file may take of which the header and the first grid line have been read."""
+    return 2 * text.position + 4 * (_BYTES_PER_VALUE * prod(grid) + _most_in_gap(n_atoms))
+
+
+def _most_in_gap(n_atoms: int) -> int:
+    """Bytes that may stand after a block of values."""
+    return _BYTES_PER_ION * (n_atoms + 1)
 
 
 _LF = re.compile(rb"\n")
+_BLANK_LINES = re.compile(rb"\s*\n")
 
 
 class _Text:
@@ -221,20 +322,25 @@ class _Text:
         position: offset of the next line.
         line: number of the line that was read last; the first line is 1.
         section: the part of the file being read, for messages.
+        is_whole: whether `data` is all of the text and not only its beginning.
     """
 
-    def __init__(self, path: str | Path, data: memoryview) -> None:
+    def __init__(self, path: str | Path, data: memoryview, *, is_whole: bool = True) -> None:
         self.path = path
         self.data = data
+        self.is_whole = is_whole
         self.position = 0
         self.line = 0
         self.section = "header"
 
     def next_line(self) -> bytes | None:
         """The next line without its LF, or None at the end of the file."""
+        end = self.line_end(self.position)
+        if end >= len(self.data) and not self.is_whole:
+            problem = f"no grid in the first {len(self.data)} bytes"
+            raise self.error(problem, _IS_IT_A_CHGCAR)
         if self.position >= len(self.data):
             return None
-        end = self.line_end(self.position)
         line = self.span(self.position, end)
         self.position = end + 1
         self.line += 1
@@ -246,8 +352,17 @@ class _Text:
 
     def line_end(self, start: int) -> int:
         """Offset of the first LF at or after `start`, or of the end of the file."""
-        match = _LF.search(self.data, start)
+        match = _LF.search(self.data, start, start + _LONGEST_LINE)
+        if match is None and len(self.data) > start + _LONGEST_LINE:
+            raise self.error(f"a line of more than {_LONGEST_LINE} bytes", _IS_IT_A_CHGCAR)
         return match.start() if match else len(self.data)
+
+    def skip_blank_lines(self) -> None:
+        """Go to the first line that is not blank."""
+        match = _BLANK_LINES.match(self.data, self.position)
+        if match:
+            self.line += match[0].count(b"\n")
+            self.position = match.end()
 
     def header_line(self, content: str) -> bytes:
         """The next line; an error that says what should stand there at the end of the file."""
@@ -269,6 +384,9 @@ def _block_name(index: int) -> str:
 
 # --- numbers ----------------------------------------------------------------------------------
 
+_LONGEST_NUMBER = 400
+"""Characters; a double has up to 17 digits, or 330 without an exponent."""
+
 _FORTRAN_NUMBER = re.compile(
     rb"([+-]?(?:\d+\.?\d*|\.\d+))[eEdD]([+-]?\d+)|([+-]?(?:\d+\.\d*|\.\d+))([+-]\d{3})"
 )
@@ -280,6 +398,8 @@ def _number(word: bytes) -> float:
     Raises:
         ValueError: it is none.
     """
+    if len(word) > _LONGEST_NUMBER:  # the pattern takes time that grows with its square
+        raise ValueError(word)
     match = _FORTRAN_NUMBER.fullmatch(word)
     if match:
         mantissa, exponent = match.group(1, 2) if match[1] else match.group(3, 4)
@@ -300,7 +420,7 @@ def _why_no_number(word: bytes) -> str:
     if b"**" in word:
         return f"{_quoted(word)} is a number too large for its Fortran field"
     try:
-        float(word)
+        float(word[:_LONGEST_NUMBER])
     except ValueError:
         return f"{_quoted(word)} is not a number"
     return f"{_quoted(word)} is not a finite number"
@@ -488,9 +608,8 @@ def _read_cartesian(text: _Text) -> bool:
 
 def _read_grid(text: _Text) -> Grid:
     """The first grid line, after the blank line."""
+    text.skip_blank_lines()
     line = text.header_line("the grid")
-    while not line.strip():
-        line = text.header_line("the grid")
     fields = line.split()
     if len(fields) != 3 or not all(field.isdigit() and len(field) < 10 for field in fields):
         problem = f"expected the grid, three whole numbers, found {_quoted(line)}"
@@ -524,13 +643,13 @@ def _read_free_chunk(text: _Text, values: NDArray[np.float64], done: int) -> int
     chunk = text.span(text.position, end)
     words = chunk.split()
     new = done + len(words)
-    if new <= len(values) and b"_" not in chunk:
+    if chunk and new <= len(values) and b"_" not in chunk:
         try:
             values[done:new] = list(map(float, words))
         except ValueError:
             pass
         else:
-            if words and np.isfinite(values[done:new]).all():
+            if np.isfinite(values[done:new]).all():
                 text.line += chunk.count(b"\n") + (not chunk.endswith(b"\n"))
                 text.position = end
                 return new
@@ -640,6 +759,8 @@ def _read_gap(text: _Text, grid: Grid, n_atoms: int) -> _Gap:
         end = text.position
         line = text.next_line()
         words = [] if line is None else line.split()
+        if end - start > _most_in_gap(n_atoms):
+            raise text.error(f"more text than {n_atoms} ions need", "keep one density per file")
         if line is None or (words == grid_line and section.is_complete):
             break
         if line.lstrip().startswith(_AUGMENTATION):

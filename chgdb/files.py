@@ -8,11 +8,14 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import io
 import lzma
 import mmap
 import os
 import secrets
+import stat
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,15 +26,22 @@ from chgdb.places import SCHEME, Place, RemotePath
 
 __all__ = [
     "COMPRESSIONS",
+    "HEAD",
     "PARTIAL_SUFFIX",
+    "UNPACK_ERRORS",
     "UNSEALED",
     "Compression",
     "brief",
     "compression_of",
+    "decompressed",
     "make_folder",
+    "most_unpacked",
     "one_line",
+    "opened",
     "place",
     "printable",
+    "read_content",
+    "read_head",
     "reason",
     "refuse_links",
     "remove_partials",
@@ -60,27 +70,96 @@ class Compression(NamedTuple):
         name: for messages.
         suffix: of the file name.
         magic: the first bytes of such a file.
-        decompress: all of it at once.
         open: the content of an open file, decompressed while it is read.
     """
 
     name: str
     suffix: str
     magic: bytes
-    decompress: Callable[[bytes], bytes]
     open: Callable[[IO[bytes]], Any]
 
 
 COMPRESSIONS = (
-    Compression("gzip", ".gz", b"\x1f\x8b", gzip.decompress, gzip.open),
-    Compression("bzip2", ".bz2", b"BZh", bz2.decompress, bz2.open),
-    Compression("xz", ".xz", b"\xfd7zXZ\x00", lzma.decompress, lzma.open),
+    Compression("gzip", ".gz", b"\x1f\x8b", gzip.open),
+    Compression("bzip2", ".bz2", b"BZh", bz2.open),
+    Compression("xz", ".xz", b"\xfd7zXZ\x00", lzma.open),
 )
 
 
 def compression_of(head: bytes) -> Compression | None:
     """How a file that begins with `head` (8 bytes will do) is compressed; None if it is not."""
     return next((known for known in COMPRESSIONS if head.startswith(known.magic)), None)
+
+
+# --- reading --------------------------------------------------------------------------------
+
+HEAD = 2**24
+"""Bytes by which a file is recognised, more than the header of 200,000 atoms takes."""
+
+UNPACK_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+"""What reading a damaged file raises, compressed or not."""
+
+_UNPACKED_AT_LEAST = 2**28
+_UNPACKED_RATIO = 200
+
+
+def most_unpacked(packed: int) -> int:
+    """Bytes that a compressed file of `packed` bytes may unpack to: 256 MiB + 200 times as many.
+
+    Digits of a density pack to between a half and a tenth, gzip could unpack to a thousand times
+    the size and bzip2 to a million times.
+    """
+    return _UNPACKED_AT_LEAST + _UNPACKED_RATIO * packed
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[io.BufferedReader]:
+    """A regular file as it is; what else has a name may never end, or can be read only once.
+
+    Raises:
+        InputError: it cannot be opened, or reading it inside the block fails.
+    """
+    try:
+        # Opening a pipe would wait for someone who writes to it.
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputError(f"{shown(path)}: cannot be read (not a regular file)")
+        with Path(path).open("rb") as file:
+            yield file
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from error
+
+
+def decompressed(file: IO[bytes]) -> IO[bytes]:
+    """The content of a file at its beginning, decompressed while it is read; or `file` itself."""
+    compression = compression_of(file.read(8))
+    file.seek(0)
+    content: IO[bytes] = file if compression is None else compression.open(file)
+    return content
+
+
+def read_head(path: str | Path, size: int = HEAD) -> bytes:
+    """The first `size` bytes of what a file holds, decompressed; all of a shorter one.
+
+    Raises:
+        InputError: the file cannot be read that far.
+    """
+    with opened(path) as file:
+        try:
+            return decompressed(file).read(size)
+        except UNPACK_ERRORS as error:
+            raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from error
+
+
+def read_content(path: str | Path, most: int) -> bytes:
+    """What a file holds, decompressed.
+
+    Raises:
+        InputError: it cannot be read, or it is more than `most` bytes.
+    """
+    content = read_head(path, most + 1)
+    if len(content) > most:
+        raise InputError(f"{shown(path)}: holds more than {most} bytes; refused")
+    return content
 
 
 # --- places ---------------------------------------------------------------------------------
@@ -340,6 +419,9 @@ def shown(path: str | Place) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+_LONGEST_REASON = 300
+
+
 def printable(text: str) -> str:
     """A text with every character that is not printed, such as ESC, written as in Python."""
     if text.isprintable():
@@ -353,9 +435,11 @@ def brief(text: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, as one line without the path."""
+    """What went wrong, as one short printable line without the path."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return one_line(text) or type(error).__name__
+    text = one_line(text) or type(error).__name__
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def one_line(text: str) -> str:

@@ -10,14 +10,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import lzma
 import math
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -30,13 +27,20 @@ from chgdb.chgcar import read_chgcar, write_chgcar
 from chgdb.density import ChargeDensity, Structure
 from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError
-from chgdb.files import COMPRESSIONS, compression_of, one_line, reason, replacing, shown
+from chgdb.files import (
+    COMPRESSIONS,
+    UNPACK_ERRORS,
+    decompressed,
+    most_unpacked,
+    one_line,
+    opened,
+    reason,
+    replacing,
+    shown,
+)
 from chgdb.units import BOHR
 
 __all__ = ["default_id", "file_sha256", "find_densities", "read_density", "write_density"]
-
-_LARGEST = 8 * 2**30
-"""Bytes that an npz archive and its arrays may take when unpacked."""
 
 _COMPRESSED = tuple(compression.suffix for compression in COMPRESSIONS)
 
@@ -65,30 +69,12 @@ def read_density(
     return read_chgcar(path, species=species).density, "chgcar"
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[io.BufferedReader]:
-    """A file as it is."""
-    try:
-        with Path(path).open("rb") as file:
-            yield file
-    except (OSError, ValueError) as error:
-        raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from error
-
-
-def _unpacked(file: IO[bytes]) -> IO[bytes]:
-    """The content of a file that may be compressed, decompressed while it is read."""
-    compression = compression_of(file.read(8))
-    file.seek(0)
-    content: IO[bytes] = file if compression is None else compression.open(file)
-    return content
-
-
 def _is_zip(path: str | Path) -> bool:
     """Whether the content is a zip archive; of damaged compression it cannot be told."""
-    with _opened(path) as file:
+    with opened(path) as file:
         try:
-            return _unpacked(file).read(4) in (b"PK\x03\x04", b"PK\x05\x06")
-        except (OSError, EOFError, zlib.error, lzma.LZMAError):
+            return decompressed(file).read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+        except UNPACK_ERRORS:
             return False
 
 
@@ -121,21 +107,19 @@ _OPTIONAL = ("magnetization",)
 
 def _load_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
     """The known arrays of an npz archive, none of them larger than its file says."""
-    with _opened(path) as file:
+    with opened(path) as file:
         try:
-            content = _unpacked(file)
+            most = most_unpacked(os.fstat(file.fileno()).st_size)
+            content = decompressed(file)
             if content is not file:
-                content = io.BytesIO(content.read(_LARGEST + 1))
-                if content.getbuffer().nbytes > _LARGEST:
-                    raise _too_large()
+                content = io.BytesIO(content.read(most + 1))
+                if content.getbuffer().nbytes > most:
+                    raise _too_large(most)
             with zipfile.ZipFile(content) as archive:
-                if sum(info.file_size for info in archive.infolist()) > _LARGEST:
-                    raise _too_large()
-                return {
-                    name: _load_array(archive, name)
-                    for name in _MEMBERS
-                    if name not in _OPTIONAL or f"{name}.npy" in archive.namelist()
-                }
+                members = _members(archive)
+                if sum(info.file_size for info in members.values()) > most:
+                    raise _too_large(most)
+                return {name: _load_array(archive, name, info) for name, info in members.items()}
         except InputError:
             raise
         except Exception as error:
@@ -143,12 +127,23 @@ def _load_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
             raise InputError(f"damaged npz archive ({reason(error)})") from error
 
 
-def _load_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The known arrays, packed as NumPy packs them: what else zip knows unpacks without a bound."""
+    members = {}
+    for name in _MEMBERS:
+        try:
+            members[name] = info = archive.getinfo(f"{name}.npy")
+        except KeyError:
+            if name not in _OPTIONAL:
+                raise InputError(f"the npz archive has no array {name!r}") from None
+            continue
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(f"{name} is packed as NumPy does not; save it with savez_compressed")
+    return members
+
+
+def _load_array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> NDArray[Any]:
     """One array, after its header has been held against what is allowed and what is there."""
-    try:
-        info = archive.getinfo(f"{name}.npy")
-    except KeyError:
-        raise InputError(f"the npz archive has no array {name!r}") from None
     with archive.open(info) as member:
         shape, dtype = _array_header(member)
         announced = member.tell() + math.prod(shape) * dtype.itemsize
@@ -173,8 +168,9 @@ def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _too_large() -> InputError:
-    return InputError(f"the npz archive unpacks to more than {_LARGEST // 2**30} GiB; refused")
+def _too_large(most: int) -> InputError:
+    problem = f"the npz archive unpacks to more than {most // 2**20} MiB"
+    return InputError(f"{problem}; save it with savez, not compressed, if that is right")
 
 
 def _symbols(numbers: NDArray[Any]) -> tuple[str, ...]:
@@ -398,5 +394,5 @@ def file_sha256(path: str | Path) -> str:
     Raises:
         InputError: the file cannot be read.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

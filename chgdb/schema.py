@@ -293,9 +293,11 @@ def check_id(material_id: str) -> str:
             letter or a digit.
     """
     if not isinstance(material_id, str) or not _ID.fullmatch(material_id):
+        told = repr(material_id)
+        told = told if len(told) <= 80 else f"{told[:80]}..."
         raise InputError(
-            f"{material_id!r} cannot be a material id: use 1 to 64 letters, digits, '.', '_', "
-            "'-' or '+', beginning with a letter or a digit"
+            f"{told} cannot be a material id: use 1 to 64 letters, digits, '.', '_', '-' or '+', "
+            "beginning with a letter or a digit"
         )
     return material_id
 

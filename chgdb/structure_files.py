@@ -9,20 +9,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import lzma
 import re
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from chgdb.chgcar import read_header
 from chgdb.density import Structure
 from chgdb.elements import SYMBOLS
 from chgdb.errors import InputError
-from chgdb.files import compression_of, reason, shown
+from chgdb.files import HEAD, read_content, read_head, reason, shown
 from chgdb.formats import default_id, file_sha256
 from chgdb.schema import check_id
 
@@ -34,15 +34,21 @@ __all__ = ["StructureEntry", "holds_structures", "read_structures", "structures_
 _CLOSEST = 0.5
 """A between two atoms, below which they are one atom written twice; the bond of H2 has 0.74."""
 
-_HEAD = 2**16
-"""Bytes by which a CIF is recognised."""
+_LONGEST = 1e4
+"""A of a lattice vector."""
+
+_KIND = 2**16
+"""Bytes by which a CIF or a list is recognised."""
+
+_LIST_RATIO = 20
+"""Bytes to which one byte of a compressed list may unpack; lists of structures have 5."""
 
 _DENSITY = re.compile(r"(.*\.)?(CHG|CHGCAR|AECCAR[0-9]*|PARCHG)([^a-zA-Z].*)?|.*\.npz(\..*)?")
 """Names of files that hold a density, or the beginning of one that was cut."""
 
 _JSON = re.compile(rb"\s*\[\s*(\{|\])")
-_CIF_BLOCK = re.compile(rb"^\s*data_\S", re.MULTILINE | re.IGNORECASE)
-_CIF_TAG = re.compile(rb"^\s*_[A-Za-z]+[._]\S", re.MULTILINE)
+_CIF_BLOCK = re.compile(rb"^[ \t]*data_\S", re.MULTILINE | re.IGNORECASE)
+_CIF_TAG = re.compile(rb"^[ \t]*_[A-Za-z]+[._]\S", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +82,8 @@ def holds_structures(path: str | Path, *, species: Sequence[str] | None = None) 
     if path.name.startswith(("POSCAR", "CONTCAR")):
         return True
     try:
-        if _kind(_content(path)[:_HEAD]) != "poscar":
-            return True
-        return not read_header(path, species=species)[1]
+        head = read_head(path)
+        return _kind(head) != "poscar" or not read_header(path, head, species=species)[1]
     except InputError:
         return False  # whoever reads it says what is wrong
 
@@ -95,14 +100,14 @@ def read_structures(
     Raises:
         InputError: the file cannot be read, or is none of these.
     """
-    content = _content(path)
-    kind = _kind(content[:_HEAD])
+    kind = _kind(read_head(path, _KIND))
     if kind == "json":
-        return _read_json(path, content)
+        return _read_json(path, read_content(path, HEAD + _LIST_RATIO * Path(path).stat().st_size))
+    content = read_content(path, HEAD)
     if kind == "cif":
         structure = _read_cif(path, content)
     else:
-        structure, density_follows = read_header(path, species=species)
+        structure, density_follows = read_header(path, content, species=species)
         if density_follows:
             raise InputError(f"{shown(path)}: holds a density, not only a structure")
     try:
@@ -128,17 +133,8 @@ def structures_by_id(path: str | Path) -> tuple[dict[str, Structure], list[Input
     return found, bad
 
 
-def _content(path: str | Path) -> bytes:
-    """The content of a file, decompressed."""
-    try:
-        content = Path(path).read_bytes()
-        compression = compression_of(content[:8])
-        return content if compression is None else compression.decompress(content)
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from error
-
-
 def _kind(head: bytes) -> str:
+    head = head[:_KIND]
     if _JSON.match(head):
         return "json"
     return "cif" if _CIF_BLOCK.search(head) and _CIF_TAG.search(head) else "poscar"
@@ -148,13 +144,31 @@ def _check(structure: Structure) -> None:
     """Refuse what is no crystal.
 
     Raises:
-        InputError: there are no atoms, or two in one place.
+        InputError: there are no atoms, or two in one place, or the cell is none.
     """
+    from ase import Atoms
+    from ase.geometry import minkowski_reduce
     from ase.neighborlist import neighbor_list
 
     if not structure.species:
         raise InputError("holds no atoms")
-    pairs = neighbor_list("ij", structure.to_ase(), _CLOSEST)
+    longest = float(np.abs(structure.lattice).max())
+    if longest > _LONGEST:
+        raise InputError(f"a lattice vector of {longest:.4g} A; at most {_LONGEST:g} A are read")
+    try:
+        cell, _ = minkowski_reduce(structure.lattice)
+    except RuntimeError as error:
+        raise InputError("the lattice vectors are too skewed; reduce the cell") from error
+    shortest = float(np.linalg.norm(cell, axis=1).min())
+    if shortest < _CLOSEST:  # which also bounds how many images of an atom have to be looked at
+        raise InputError(f"the crystal repeats after {shortest:.4g} A, less than {_CLOSEST} A")
+    atoms = Atoms(
+        [0] * len(structure.species),
+        positions=structure.frac_coords % 1.0 @ structure.lattice,
+        cell=cell,
+        pbc=True,
+    )
+    pairs = neighbor_list("ij", atoms, _CLOSEST)
     if len(pairs[0]):
         i, j = int(pairs[0][0]), int(pairs[1][0])
         one, other = structure.species[i], structure.species[j]
@@ -255,8 +269,8 @@ def _check_sites(block: CIFBlock) -> None:
     for label, occupancy in zip(labels, occupancies, strict=True):
         if isinstance(occupancy, int | float) and abs(occupancy - 1.0) > 1e-3:
             raise InputError(
-                f"site {label} has the occupancy {occupancy:g}; a density needs a crystal whose "
-                "sites are full: order it first"
+                f"site {shown(str(label)[:32])} has the occupancy {occupancy:g}; a density needs a "
+                "crystal whose sites are full: order it first"
             )
     for symbol in block.get_symbols():
         if symbol not in SYMBOLS:

@@ -539,6 +539,9 @@ MALFORMED = {
         make(species="  Li\n 2\n", positions=" 0 0 0\n" * 2, rest=GRID + BLOCK + AUGMENTATION),
         r"line 20: augmentation of 1 of 2 ions",
     ),
+    "endless scale": (make(scale="9" * 10**6), r"line 2: expected one or three scale factors"),
+    "endless coordinate": (make(positions=" 0 0 " + "9" * 10**6), r"'9+\.\.\.' is not a finite"),
+    "endless value": (make(rest=GRID + block_with("9" * 10**5)), r"'9+\.\.\.' is not a finite"),
     "cut mantissa": (make(rest=GRID + BLOCK[:-8]), r"line 16: the file ends inside the number"),
     "cut exponent": (make(rest=GRID + BLOCK[:-2]), r"line 16: the file ends inside the number"),
 }
@@ -609,6 +612,94 @@ def test_a_huge_grid_allocates_nothing(save: Callable[..., Path]) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+def packed_file(path: Path, head: str, filling: bytes, size: int) -> Path:
+    """A compressed file of `size` bytes that repeat after `head`."""
+    opened: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[path.suffix]
+    options = {"preset": 0} if path.suffix == ".xz" else {"compresslevel": 1}
+    piece = filling * (2**20 // len(filling))
+    with opened(path, "wb", **options) as file:
+        file.write(head.encode())
+        for _ in range(0, size, len(piece)):
+            file.write(piece)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize(
+    ("head", "filling", "message"),
+    [
+        (make(), b" ", "holds more than the [0-9]+ bytes that its grid and its atoms need"),
+        (make(), b" 0.10000000000E+01\n", "holds more than the [0-9]+ bytes that its grid"),
+        (make(rest="  400 400 400\n"), b" 0.1\n", "unpacks to more than [0-9]+ MiB; unpack it fi"),
+        ("", b"\0", "header, line 1: a line of more than 1048576 bytes"),
+        ("a\n", b" 1\n", "line 3: expected a lattice vector"),
+        (make(rest=""), b"\n", "no grid in the first [0-9]+ bytes"),
+        (
+            make(species=" Li\n 9999999\n", blank="", rest=""),
+            b" 0 0 0\n",
+            "no grid in the first [0-9]+ bytes",
+        ),
+    ],
+)
+def test_what_unpacks_is_bounded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    head: str,
+    filling: bytes,
+    message: str,
+) -> None:
+    monkeypatch.setattr(module, "HEAD", 2**21)
+    monkeypatch.setattr("chgdb.files._UNPACKED_AT_LEAST", 2**23)
+    monkeypatch.setattr("chgdb.files._UNPACKED_RATIO", 1)
+    path = packed_file(tmp_path / f"CHGCAR{suffix}", head, filling, 2**25)
+    tracemalloc.start()
+    with pytest.raises(ChgcarError, match=message):
+        read_chgcar(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+def test_plain_files_are_bounded_alike(
+    save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(make() + "\n" * 2**20)
+    with pytest.raises(ChgcarError, match=r"holds more than the [0-9]+ bytes that its grid"):
+        read_chgcar(path)
+    whole = read_chgcar(save(make()))
+    monkeypatch.setattr(module, "_LARGEST_AT_ONCE", 100)
+    monkeypatch.setattr(module, "HEAD", 300)
+    again = read_chgcar(save(make()))
+    np.testing.assert_array_equal(again.density.values, whole.density.values)
+    monkeypatch.setattr(module, "HEAD", 200)
+    with pytest.raises(ChgcarError, match="no grid in the first 200 bytes"):
+        read_chgcar(save(make()))
+
+
+def test_an_endless_file_ends(tmp_path: Path) -> None:
+    with pytest.raises(ChgcarError, match="line 1: a line of more than 1048576 bytes"):
+        read_chgcar("/dev/zero")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.write(make().encode())
+        file.truncate(2**40)
+    with pytest.raises(ChgcarError, match=r"holds more than the [0-9]+ bytes that its grid"):
+        read_chgcar(tmp_path / "sparse")
+
+
+def test_lines_have_an_end(save: Callable[..., Path]) -> None:
+    values = " 0.5" * 2**19
+    path = save(make(rest=" 128 64 64\n" + values + "\n"))
+    with pytest.raises(ChgcarError, match="line 11: a line of more than 1048576 bytes"):
+        read_chgcar(path)
+
+
+def test_text_after_a_block_has_an_end(save: Callable[..., Path]) -> None:
+    text = make(rest=" 50 50 50\n" + (" 0.5" * 5 + "\n") * 25_000 + "\n" * 600_000)
+    with pytest.raises(ChgcarError, match="more text than 1 ions need"):
+        read_chgcar(save(text))
 
 
 def test_every_cut_is_an_error_or_harmless(save: Callable[..., Path]) -> None:

@@ -19,6 +19,8 @@ from chgdb.files import (
     PARTIAL_SUFFIX,
     compression_of,
     one_line,
+    read_content,
+    read_head,
     reason,
     replace_file,
     replacing,
@@ -37,8 +39,28 @@ def test_compression_is_recognised_by_content(
     compression = compression_of(packed[:8])
     assert compression is not None
     assert compression.name == name
-    assert compression.decompress(packed) == b"content"
     assert compression.open(io.BytesIO(packed)).read() == b"content"
+
+
+def test_the_head_of_a_file_is_read_and_no_more(tmp_path: Path) -> None:
+    for name, pack in (("a", bytes), ("a.gz", gzip.compress), ("a.xz", lzma.compress)):
+        (tmp_path / name).write_bytes(pack(b"0123456789"))
+        assert read_head(tmp_path / name, 4) == b"0123"
+        assert read_head(tmp_path / name) == b"0123456789"
+        assert read_content(tmp_path / name, 10) == b"0123456789"
+        with pytest.raises(InputError, match="holds more than 9 bytes"):
+            read_content(tmp_path / name, 9)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(InputError, match=r"cannot be read \(not a regular file\)"):
+            read_head(path)
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / "loop", tmp_path / "missing", "nul\0byte"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_head(path)
 
 
 @pytest.mark.parametrize("head", [b"", b"B", b"Si bulk", b"PK\x03\x04"])
@@ -123,3 +145,8 @@ def test_messages_are_one_printable_line() -> None:
     assert reason(OSError(2, "gone")) == "gone"
     assert reason(ValueError("a\nb")) == "a b"
     assert reason(EOFError()) == "EOFError"
+
+
+def test_a_reason_is_short_and_printable() -> None:
+    assert reason(ValueError("a\x1b[31m\udc80b\n c")) == r"a\x1b[31m\udc80b c"
+    assert len(reason(ValueError("x" * 10**6))) < 400

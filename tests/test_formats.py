@@ -19,7 +19,7 @@ from ase.io.cube import read_cube
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chgdb import formats
+from chgdb import files
 from chgdb.chgcar import read_chgcar
 from chgdb.density import ChargeDensity, Structure
 from chgdb.errors import InputError
@@ -286,16 +286,42 @@ def test_a_zip_bomb_is_refused_by_its_declared_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes]
 ) -> None:
     arrays = good_arrays() | {"density": np.zeros((100, 100, 100), np.float32)}
+    del arrays["magnetization"]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     path = tmp_path / "bomb.npz"
     path.write_bytes(compress(buffer.getvalue()))
-    monkeypatch.setattr(formats, "_LARGEST", 3_900_000)
+    assert read_density(path)[0].grid == (100, 100, 100)
+    monkeypatch.setattr(files, "_UNPACKED_AT_LEAST", 3_000_000)
+    with pytest.raises(InputError, match=r"unpacks to more than [23] MiB; save it with savez"):
+        read_density(path)
+    monkeypatch.setattr(files, "_UNPACKED_AT_LEAST", 100)
+    monkeypatch.setattr(files, "_UNPACKED_RATIO", 0)
     with pytest.raises(InputError, match="unpacks to more than"):
         read_density(path)
-    monkeypatch.setattr(formats, "_LARGEST", 100)
-    with pytest.raises(InputError, match="unpacks to more than"):
-        read_density(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packing_without_a_bound_is_refused(tmp_path: Path, method: int) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **good_arrays())
+    with (
+        zipfile.ZipFile(buffer) as source,
+        zipfile.ZipFile(tmp_path / "a.npz", "w", method) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(InputError, match="density is packed as NumPy does not"):
+        read_density(tmp_path / "a.npz")
+
+
+def test_what_can_be_read_only_once_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(InputError, match=r"cannot be read \(not a regular file\)"):
+            read_density(path)
+        with pytest.raises(InputError, match=r"cannot be read \(not a regular file\)"):
+            file_sha256(path)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)

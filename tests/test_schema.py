@@ -272,3 +272,9 @@ def test_storage_that_makes_no_sense(
 ) -> None:
     with pytest.raises(InputError):
         LatentStorage(dtype, scale_factor, shape)
+
+
+def test_a_bad_id_is_told_in_a_short_line() -> None:
+    with pytest.raises(InputError, match="cannot be a material id") as caught:
+        check_id("[" * 10**6)
+    assert len(str(caught.value)) < 250

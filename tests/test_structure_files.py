@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import re
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,63 @@ def test_another_file_is_an_error(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match=re.escape(str(path))):
         read_structures(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cell": [[0.01, 0, 0], [0, 0.01, 0], [0, 0, 0.01]]}, "repeats after 0.01 A"),
+        ({"cell": [[1e-5, 0, 0], [0, 1e4, 0], [0, 0, 1e2]]}, "repeats after 1e-05 A"),
+        ({"cell": [[2, 0, 0], [0, 1e5, 0], [0, 0, 2]]}, "a lattice vector of 1e[+]05 A"),
+        ({"cell": [[1e200, 0, 0], [0, 1e5, 0], [0, 0, 2]]}, "a lattice vector|too long"),
+    ],
+)
+def test_cells_without_a_meaning_are_refused_at_once(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{**LI, **changes}]))
+    (error,) = read_structures(tmp_path / "a.json")
+    assert isinstance(error, InputError)
+    assert re.search(message, str(error)), str(error)
+
+
+def test_skewed_cells_and_far_positions_are_read(tmp_path: Path) -> None:
+    two = {"numbers": [3, 3], "scaled_positions": [[1e6, 0, 0], [-1000.5, 0.5, 0.5]]}
+    skewed = {**LI, **two, "cell": [[3, 0, 0], [300, 3, 0], [0, -900, 3]]}
+    (tmp_path / "a.json").write_text(json.dumps([skewed]))
+    assert isinstance(read_structures(tmp_path / "a.json")[0], StructureEntry)
+    close = {**skewed, "scaled_positions": [[0, 0, 0], [0, 0.0, 5.0]]}
+    (tmp_path / "a.json").write_text(json.dumps([close]))
+    assert "less than 0.5 A apart" in str(read_structures(tmp_path / "a.json")[0])
+
+
+@pytest.mark.parametrize("content", [b"[{" + b"[" * 10**6, b"[" + b'{"a":' * 10**5, b"[{}" * 10**5])
+def test_deep_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match="not a readable JSON list"):
+        read_structures(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("content", [b"\n" * 2**20, b" " * 2**20, b" \n" * 2**19])
+def test_blank_files_are_known_at_once(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "blank.json.xz").write_bytes(lzma.compress(content))
+    assert not holds_structures(tmp_path / "blank.json.xz")
+    with pytest.raises(InputError, match=r"blank\.json\.xz: header, line"):
+        read_structures(tmp_path / "blank.json.xz")
+
+
+def test_a_list_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bomb.json.gz").write_bytes(gzip.compress(b"[{}" + b" " * 2**25 + b"]"))
+    with pytest.raises(InputError, match=r"holds more than [0-9]+ bytes; refused"):
+        read_structures(tmp_path / "bomb.json.gz")
+
+
+def test_what_a_cif_names_is_told_in_printable_text(tmp_path: Path) -> None:
+    for old, new in (("Cl1 Cl 0.5 0.5 0.5 1", "\x1b[1m Cl 0.5 0.5 0.5 0.7"), ("loop_", "\x91 1")):
+        (tmp_path / "x.cif").write_text(CIF.replace(old, new), encoding="utf-8")
+        with pytest.raises(InputError) as caught:
+            read_structures(tmp_path / "x.cif")
+        assert str(caught.value).isprintable()
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
