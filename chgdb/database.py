@@ -529,6 +529,18 @@ class Database:
         if grid is not None:
             _check_grid(grid)
         records = self.get(ids)
+        while True:
+            try:
+                return self._decoded(records, grid, source)
+            except StoreError:
+                rows = [record.row["row"] for record in records]
+                records = self.get(ids)
+                if [record.row["row"] for record in records] == rows:
+                    raise  # no writer has replaced one of them meanwhile
+
+    def _decoded(
+        self, records: Sequence[Record], grid: Grid | None, source: Source
+    ) -> list[DecodedDensity]:
         has = [source == "payload" and r.row["payload_bytes"] is not None for r in records]
         latents = [record for record, there in zip(records, has, strict=True) if not there]
         from_latents = iter(self._from_latents(latents, grid) if latents else ())
