@@ -23,8 +23,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,23 @@ def read(world: World, seed: int, until: float) -> Told:
     return f"reader {seed}", counts, {}, failures
 
 
-def _work(queue: Queue[Told], world: World, role: str, *arguments: Any) -> None:
+def _work(
+    queue: Queue[Told],
+    ready: Barrier,
+    world: World,
+    work: Callable[..., Told],
+    seconds: float,
+    *arguments: Any,
+) -> None:
     import torch
+    import xarray  # noqa: F401 (loading takes seconds, before all begin)
+
+    import chgdb.adding
+    import chgdb.codec  # noqa: F401
 
     torch.set_num_threads(1)
-    queue.put(write(world, *arguments) if role == "write" else read(world, *arguments))
+    ready.wait()
+    queue.put(work(world, *arguments, time.time() + seconds))
 
 
 def run(
@@ -135,12 +148,12 @@ def run(
     queue: Queue[Told] = context.Queue()
     Database(world.store).remove([id_ for id_ in Database(world.store) if id_ != NEXT])
     Database(world.store).remove(NEXT)
-    until = time.time() + seconds + 5.0  # some of which they take to start
     jobs: list[tuple[Any, ...]] = [
-        ("write", world.ids[which::writers], seed + which, until) for which in range(writers)
+        (write, seconds, world.ids[which::writers], seed + which) for which in range(writers)
     ]
-    jobs += [("read", seed + writers + which, until) for which in range(readers)]
-    processes = [context.Process(target=_work, args=(queue, world, *job)) for job in jobs]
+    jobs += [(read, seconds, seed + writers + which) for which in range(readers)]
+    ready = context.Barrier(len(jobs))
+    processes = [context.Process(target=_work, args=(queue, ready, world, *job)) for job in jobs]
     for process in processes:
         process.start()
     told = [queue.get(timeout=seconds + 300) for _ in processes]

@@ -520,8 +520,10 @@ def run(
     tally = Tally()
     states = world.begin()
     measure = np.random.default_rng(0)
-    hows: list[How] = [*(["step"] * 4 + ["time"] * 5), *(["command"] if commands else [])]
-    for how in dict.fromkeys(hows[:1] + hows[9:]):
+    hows: tuple[How, ...] = (*("step",) * 4, *("time",) * 5)
+    measured: tuple[How, ...] = ("step", "command") if commands else ("step",)
+    hows += measured[1:]
+    for how in measured:
         states = dirty(world, states) if operation == "compact" else states
         planned = plan(operation, states, world, measure)
         killer.measure(planned, how)

@@ -1124,9 +1124,8 @@ class Database:
         with self._writing() as confirm:
             rows = [record.row["row"] for record in self.get(ids)]
             confirm()
-            self._derived.forget(ids)
-            confirm()
             self._table.remove(ids)
+            self._derived.forget(ids)
             self._writable_arrays().erase(rows)
 
     def compact(self) -> tuple[int, int]:
@@ -1270,6 +1269,8 @@ class Database:
         confirm()
         self._table.append(rows, start, replaces=replacing and bool(old))
         arrays.record(start + len(rows))
+        if old:
+            self._derived.forget(ids)
         arrays.erase(old)
 
     def _commit_added(
@@ -1298,13 +1299,13 @@ class Database:
         confirm()
         self._table.append(rows, start, replaces=bool(old))
         arrays.record(start + len(rows))
+        if old:
+            self._derived.forget(ids)
         arrays.erase(old)
 
     def _superseded(self, ids: Sequence[str]) -> list[int]:
         """The rows of the records with these ids, which are about to get others."""
         old = [row for (row,) in self._table.select(any_of("id", ids), ids, columns=["row"]).values]
-        if old:
-            self._derived.forget(ids)
         _keep_library(self.place)
         return old
 
