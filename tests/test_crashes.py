@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +14,11 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def crashes() -> ModuleType:
+def crashes() -> Iterator[ModuleType]:
+    """The script, found by the processes that it starts, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        return import_module("crashes")
+        yield import_module("crashes")
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +50,9 @@ def test_nothing_is_lost_when_a_command_is_killed(
 
 
 def test_writers_and_readers_at_once(crashes: ModuleType, world: Any) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        concurrency = import_module("concurrency")
-        world.begin()
-        counts, failures = concurrency.run(world, 4.0, writers=2, readers=2)
+    concurrency = import_module("concurrency")
+    world.begin()
+    counts, failures = concurrency.run(world, 4.0, writers=2, readers=2)
     assert failures == []
     assert sum(counts["writer"].values()) > 0
     assert sum(counts["reader"].values()) > 0
