@@ -521,6 +521,18 @@ class Database:
         if grid is not None:
             _check_grid(grid)
         records = self.get(ids)
+        while True:
+            try:
+                return self._decoded(records, grid, source)
+            except StoreError:
+                rows = [record.row["row"] for record in records]
+                records = self.get(ids)
+                if [record.row["row"] for record in records] == rows:
+                    raise  # no writer has replaced one of them meanwhile
+
+    def _decoded(
+        self, records: Sequence[Record], grid: Grid | None, source: Source
+    ) -> list[DecodedDensity]:
         has = [source == "payload" and r.row["payload_bytes"] is not None for r in records]
         latents = [record for record, there in zip(records, has, strict=True) if not there]
         from_latents = iter(self._from_latents(latents, grid) if latents else ())
@@ -1093,9 +1105,8 @@ class Database:
         with self._writing() as confirm:
             rows = [record.row["row"] for record in self.get(ids)]
             confirm()
-            self._derived.forget(ids)
-            confirm()
             self._table.remove(ids)
+            self._derived.forget(ids)
             self._writable_arrays().erase(rows)
 
     def compact(self) -> tuple[int, int]:
@@ -1268,20 +1279,21 @@ class Database:
     ) -> None:
         """Put records behind the others: `write` their arrays from a row on, then the table."""
         confirm()
-        old = self._superseded([row["id"] for row in rows])
+        ids = [row["id"] for row in rows]
+        old = self._superseded(ids)
         start = self._table.next_row
         arrays = self._writable_arrays()
         write(arrays, start)
         confirm()
         self._table.append(rows, start, replaces=replacing and bool(old))
         arrays.record(start + len(rows))
+        if old:
+            self._derived.forget(ids)
         arrays.erase(old)
 
     def _superseded(self, ids: Sequence[str]) -> list[int]:
         """The rows of the records with these ids, which are about to get others."""
         old = [row for (row,) in self._table.select(any_of("id", ids), ids, columns=["row"]).values]
-        if old:
-            self._derived.forget(ids)
         _keep_library(self.place)
         return old
 

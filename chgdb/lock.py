@@ -1,5 +1,8 @@
 """The lock of a store's one writer: that of a file, or an object that says who writes.
 
+The system gives the lock of a file back when its owner ends, however that happens. Who owns it
+stands in a file beside it, for the message of those who wait in vain.
+
 The object is never deleted, so that every change of it is one conditional PUT, of which one of two
 writers gets the better. It is empty while nobody writes. Else it names its owner, who renews it
 while it lives; one that was not renewed for `LEASE` seconds is another's to take.
@@ -14,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from chgdb.errors import StoreError
@@ -62,16 +66,35 @@ def _holding_file(path: Path, timeout: float) -> Iterator[Renew]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, timeout=timeout)
+    note = path.with_name(f"{path.name}-owner")
     try:
         lock.acquire()
     except Timeout as error:
-        raise _busy(path, timeout) from error
+        raise _busy(path, timeout, _noted(note)) from error
     except (OSError, NotImplementedError) as error:
         raise _RefusedError(reason(error)) from error
     try:
+        try:
+            note.write_bytes(_claim(_this_process()))
+        except OSError:  # no room: better no name than that of a former owner
+            _remove(note)
         yield lambda: None
     finally:
+        _remove(note)
         lock.release()
+
+
+def _noted(note: Path) -> str:
+    """Who says to own the lock of a file, "" for nobody."""
+    try:
+        return _owner(note.read_bytes())
+    except OSError:
+        return ""
+
+
+def _remove(note: Path) -> None:
+    with suppress(OSError):
+        note.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -81,7 +104,7 @@ def _holding_object(path: RemotePath, timeout: float) -> Iterator[Renew]:
     try:
         while not lease.taken():
             if time.monotonic() >= deadline:
-                raise _busy(path, timeout, lease.owner)
+                raise _busy(path, timeout, lease.owner, _LAPSES)
             time.sleep(min(_POLL, timeout))
     except OSError as error:
         raise _RefusedError(reason(error)) from error
@@ -112,6 +135,7 @@ class _Lease:
     def __init__(self, path: RemotePath) -> None:
         self.owner = ""
         self._path = path
+        self._who = ""
         self._etag = ""
         self._mutex = threading.Lock()
 
@@ -125,8 +149,9 @@ class _Lease:
             self.owner, etag = _owner(content), version.etag
             if self.owner and not self._lapsed(version):
                 return False
+        self._who = _this_process()
         try:
-            self._etag = self._path.write_bytes(_claim(), expected=etag)
+            self._etag = self._path.write_bytes(_claim(self._who), expected=etag)
         except FileExistsError:
             return False
         return True
@@ -139,7 +164,7 @@ class _Lease:
         """
         with self._mutex:
             try:
-                self._etag = self._path.write_bytes(_claim(), expected=self._etag)
+                self._etag = self._path.write_bytes(_claim(self._who), expected=self._etag)
             except FileExistsError as error:
                 raise StoreError(
                     f"{self._path.parent}: another process has taken over the lock, which was not "
@@ -160,11 +185,19 @@ class _Lease:
         return (clock.stat().modified - version.modified).total_seconds() > LEASE
 
 
-def _claim() -> bytes:
-    """Who this process is; no two claims are the same, so that each has an etag of its own."""
+_LAPSES = f"; if it is dead, {LEASE:g} s after its last sign"
+
+
+def _this_process() -> str:
+    """Who takes a lock now."""
     import socket
 
-    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    now = datetime.now(UTC).isoformat(" ", timespec="seconds")
+    return f"process {os.getpid()} on {socket.gethostname()} since {now}"
+
+
+def _claim(owner: str) -> bytes:
+    """What says who owns a lock; no two are the same, so that each has an etag of its own."""
     return json.dumps({"owner": owner, "claim": secrets.token_hex(8)}).encode()
 
 
@@ -176,9 +209,8 @@ def _owner(content: bytes) -> str:
         return "a process that does not say who it is"
 
 
-def _busy(path: Place, timeout: float, owner: str = "") -> StoreError:
+def _busy(path: Place, timeout: float, owner: str, hint: str = "") -> StoreError:
     who = f"another process ({owner})" if owner else "another process"
-    hint = f"; if it is dead, {LEASE:g} s after its last sign" if owner else ""
     return StoreError(
         f"{shown(path.parent)}: {who} has been writing for {timeout:g} s; try again later{hint}"
     )

@@ -22,7 +22,7 @@ from chgdb import database as module
 from chgdb.adding import OnConflict
 from chgdb.archive import Payload, Tolerance
 from chgdb.arrays import LatentArrays
-from chgdb.database import Database, Record
+from chgdb.database import Database, Record, Source
 from chgdb.density import ChargeDensity
 from chgdb.errors import (
     FormatVersionError,
@@ -515,6 +515,40 @@ def test_a_lock_that_another_writer_holds(
             with pytest.raises(StoreError, match=r"another process has been writing for 0\.05 s"):
                 write()
     assert state(database.path) == before
+
+
+@pytest.mark.parametrize("source", ["payload", "latent"])
+def test_a_record_that_is_replaced_while_it_is_read_is_read_again(
+    database: Database, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, source: Source
+) -> None:
+    path = make_file("new/mp-1.npz", electrons=11.0, grid=(16, 18, 20))
+    original = Database.get
+
+    def then_replaced(self: Database, ids: str | list[str]) -> list[Record]:
+        records = original(self, ids)
+        monkeypatch.setattr(Database, "get", original)
+        Database(database.path).add(path, on_conflict="replace")
+        return records
+
+    monkeypatch.setattr(Database, "get", then_replaced)
+    (density,) = database.decode(["mp-1"], source=source)
+    assert density.n_electrons == pytest.approx(11.0)
+
+
+def test_a_record_that_is_removed_while_it_is_read_is_no_longer_there(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Database.get
+
+    def then_removed(self: Database, ids: str | list[str]) -> list[Record]:
+        records = original(self, ids)
+        monkeypatch.setattr(Database, "get", original)
+        Database(database.path).remove("mp-1")
+        return records
+
+    monkeypatch.setattr(Database, "get", then_removed)
+    with pytest.raises(UnknownIdError, match="no record 'mp-1'"):
+        database.decode(["mp-2", "mp-1"])
 
 
 def test_a_store_that_cannot_be_written_is_told_from_first(

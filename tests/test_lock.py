@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,9 +30,76 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with writer_lock(path, 0.0) as renew:
         renew()
-        with pytest.raises(StoreError, match="another process has been"), writer_lock(path, 0.05):
+        with (
+            pytest.raises(
+                StoreError,
+                match=rf"another process \(process {os.getpid()} on .+ since 2.+\) has been",
+            ),
+            writer_lock(path, 0.05),
+        ):
             pass
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
     with writer_lock(path, 0.0):
+        pass
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from chgdb.lock import writer_lock
+with writer_lock(Path(sys.argv[1]), 0.0):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock, and ends by being killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process, process.stdout:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def test_the_file_of_a_dead_writer_is_free_at_once(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with (
+        holder(path) as process,
+        pytest.raises(StoreError, match=rf"\(process {process.pid} on .+ since"),
+        writer_lock(path, 0.05),
+    ):
+        pass
+    assert (tmp_path / ".lock-owner").exists()  # it could not say good-bye
+    with (
+        writer_lock(path, 0.0),
+        pytest.raises(StoreError, match=rf"\(process {os.getpid()} on"),
+        writer_lock(path, 0.0),
+    ):
+        pass
+    assert not (tmp_path / ".lock-owner").exists()
+
+
+def test_an_owner_that_cannot_be_noted_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / ".lock"
+    (tmp_path / ".lock-owner").write_text('{"owner": "one that is dead"}')
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with (
+        writer_lock(path, 0.0),
+        pytest.raises(StoreError, match="another process has been writing"),
+        writer_lock(path, 0.0),
+    ):
         pass
 
 
