@@ -106,8 +106,8 @@ _UNPACKED_RATIO = 200
 def most_unpacked(packed: int) -> int:
     """Bytes that a compressed file of `packed` bytes may unpack to: 256 MiB + 200 times as many.
 
-    Digits of a density pack to between a half and a tenth, gzip could unpack to a thousand times
-    the size and bzip2 to a million times.
+    CHGCARs unpack to some 3 to 6 times their size; gzip can reach a thousand times, and bzip2 and
+    xz far more.
     """
     return _UNPACKED_AT_LEAST + _UNPACKED_RATIO * packed
 
