@@ -25,7 +25,18 @@ from zarr.storage import LocalStore, ObjectStore
 
 from chgdb.density import Grid
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
-from chgdb.files import PARTIAL_SUFFIX, place, reason, remove_partials, replace_file, sync_folder
+from chgdb.files import (
+    PARTIAL_SUFFIX,
+    UNSEALED,
+    place,
+    reason,
+    remove_partials,
+    replace_file,
+    replacing,
+    seal,
+    seal_holds,
+    sync_folder,
+)
 from chgdb.places import Place, RemotePath, as_os_error
 from chgdb.schema import (
     LatentStorage,
@@ -35,6 +46,7 @@ from chgdb.schema import (
 
 __all__ = [
     "RECORDED",
+    "SEAL",
     "LatentArrays",
     "LatentStorage",
     "Part",
@@ -61,6 +73,9 @@ _ARRAYS = ("material_id", "latent", "grid", "work_grid", "n_electrons")
 _PAYLOAD_ROWS = ("payload_offset", "payload_length")
 RECORDED = "recorded_rows"
 """Attribute of the group: `LatentArrays.recorded`."""
+
+SEAL = "seal"
+"""Attribute of the group: what tells whether its `zarr.json` has changed."""
 
 _PAYLOAD = "payload"
 """Since version 2: all payloads as one array of bytes, and where in it that of a row is."""
@@ -227,6 +242,11 @@ class LatentArrays:
         """
         path = place(path)
         with _mapped(path):
+            if isinstance(path, Path) and seal_holds(path / _METADATA) is False:
+                raise StoreError(
+                    f"{path / _METADATA}: damaged, it has changed since it was written (seal); "
+                    "chgdb verify --repair restores it"
+                )
             store = _store(path, read_only=not writable)
             committed = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
             has_payloads = _PAYLOAD in committed
@@ -244,6 +264,8 @@ class LatentArrays:
             if writable:
                 if not has_payloads:
                     raise StoreError(f"{path}: of format version 1, which is only read")
+                if isinstance(path, Path):
+                    _check_own(path, names)
                 remove_partials(path, below=True)
                 committed = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
         return cls(path, committed, storage, n_rows, n_bytes)
@@ -690,8 +712,29 @@ def _commit(path: Place, n_rows: int, n_bytes: int) -> None:
     _write_metadata(path, root)
 
 
-def _write_metadata(path: Place, root: Mapping[str, Any]) -> None:
-    replace_file(path / _METADATA, (json.dumps(root, indent=2) + "\n").encode())
+def _write_metadata(path: Place, root: dict[str, Any]) -> None:
+    """Write the metadata of the group, sealed."""
+    root["attributes"] = {**root.get("attributes", {}), SEAL: UNSEALED}
+    with replacing(path / _METADATA, StoreError, durable=True) as partial:
+        partial.write_text(json.dumps(root, indent=2) + "\n", encoding="utf-8")
+        seal(partial)
+
+
+def _check_own(path: Path, names: Iterable[str]) -> None:
+    """Refuse to write by the metadata of an array that are not those that readers go by.
+
+    Raises:
+        StoreError: they differ in more than the number of rows.
+    """
+    root = json.loads((path / _METADATA).read_text(encoding="utf-8"))
+    for name in names:
+        own = json.loads((path / name / _METADATA).read_text(encoding="utf-8"))
+        known = root["consolidated_metadata"]["metadata"][name]
+        if {**own, "shape": own["shape"][1:]} != {**known, "shape": known["shape"][1:]}:
+            raise StoreError(
+                f"{path / name / _METADATA}: damaged, the {_METADATA} of the group says otherwise; "
+                "chgdb verify --repair restores it"
+            )
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:

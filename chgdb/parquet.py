@@ -12,13 +12,22 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 
 from chgdb.errors import QueryError, StoreError
-from chgdb.files import UNSEALED, reason, replacing, seal
+from chgdb.files import (
+    NO_SUMS,
+    UNSEALED,
+    damaged_blocks,
+    reason,
+    replacing,
+    seal,
+    seal_holds,
+)
 from chgdb.places import Place, RemotePath
 from chgdb.schema import Column, ColumnType
 
@@ -31,6 +40,7 @@ __all__ = [
     "Relation",
     "all_rows",
     "any_of",
+    "check_whole",
     "copy_rows",
     "file_metadata",
     "files_of",
@@ -182,6 +192,7 @@ def run(
     """
     parts = ", ".join(f"{name} AS ({relation.sql})" for name, relation in relations.items())
     paths = [path for relation in relations.values() for path in relation.paths]
+    check_whole(paths)
     with _connected(paths) as connection:
         try:
             statements = connection.extract_statements(f"WITH {parts} {query}")
@@ -222,6 +233,7 @@ def copy_rows(
     sources = [source for relation in relations.values() for source in relation.paths]
     pairs = ", ".join(f"{quoted(key)}: {_text(value)}" for key, value in metadata.items())
     options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}"
+    check_whole(sources)
     with (
         replacing(path, StoreError, durable=True) as partial,
         _connected([*sources, partial]) as db,
@@ -328,14 +340,41 @@ def _file_state(path: Place) -> tuple[str | int, ...] | None:
         stat = path.stat()
     except OSError:
         return None
-    return str(path), stat.st_ino, stat.st_mtime_ns
+    return str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def check_whole(paths: Iterable[Place]) -> None:
+    """Refuse files that have changed since they were written; each is looked at once.
+
+    DuckDB may read a changed byte as another number. What a server of a bucket gives is taken as
+    it comes, because reading all of an object is what ranges are there to avoid.
+
+    Raises:
+        StoreError: the checksums of a file, or its seal where it has none, do not hold.
+    """
+    for path in paths:
+        if isinstance(path, Path) and (state := _file_state(path)) and not _is_whole(path, state):
+            raise StoreError(
+                f"{path}: damaged, it has changed since it was written; "
+                "chgdb verify --repair restores what can be"
+            )
+
+
+@lru_cache(maxsize=4096)
+def _is_whole(path: Path, _state: tuple[str | int, ...]) -> bool:
+    """Whether a file, as it is now, is as it was written, as far as it says."""
+    try:
+        damaged = damaged_blocks(path)
+        return not damaged if damaged is not None else seal_holds(path) is not False
+    except OSError:
+        return True  # told by whoever reads it
 
 
 # ---------------------------------------------------------------------- writing
 
 
 def file_metadata(units: Mapping[str, str], format_version: int) -> dict[str, str]:
-    """What a file says of itself; with a place for its seal.
+    """What a file says of itself; with places for its seal and the sums of its blocks.
 
     Args:
         units: by column; "" where there is none.
@@ -344,6 +383,7 @@ def file_metadata(units: Mapping[str, str], format_version: int) -> dict[str, st
     return {
         "chgdb.format_version": str(format_version),
         "chgdb.seal": UNSEALED,
+        "chgdb.sums": NO_SUMS,
         "chgdb.units": json.dumps({name: unit for name, unit in units.items() if unit}),
     }
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from chgdb.errors import FormatVersionError, InputError, StoreError
-from chgdb.files import UNSEALED, place, reason, replacing, seal
+from chgdb.files import UNSEALED, place, reason, replacing, seal, seal_holds
 from chgdb.places import Place
 
 __all__ = [
@@ -431,7 +431,13 @@ class StoreInfo:
 def _load_json(path: Place) -> dict[str, Any]:
     """The content of a `chgdb.json` of any version."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if seal_holds(text) is False:
+            raise StoreError(
+                f"{path}: damaged, it has changed since it was written (seal); "
+                "chgdb verify --repair restores it; who changes it by hand removes the seal"
+            )
+        content = json.loads(text.decode())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"{path.parent}: not a chgdb store, it holds no {path.name}") from error
     except OSError as error:
