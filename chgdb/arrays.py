@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,11 @@ _PAYLOAD = "payload"
 """Since version 2: all payloads as one array of bytes, and where in it that of a row is."""
 
 _MAX_GRID = np.iinfo(np.int32).max
+_MAX_FILE = 2**30
+"""Bytes of a shard, or of a chunk, before it is compressed."""
+
+_MAX_FILES = 2**32
+"""Of an array."""
 
 
 def pack(values: NDArray[np.floating[Any]], dtype: str, scale_factor: float | None) -> NDArray[Any]:
@@ -252,6 +258,9 @@ class LatentArrays:
             has_payloads = _PAYLOAD in committed
             names = (*_ARRAYS, *_PAYLOAD_ROWS) if has_payloads else _ARRAYS
             arrays = {name: _array(committed, name) for name in names}
+            every = [*arrays.values(), *([_array(committed, _PAYLOAD)] if has_payloads else [])]
+            for array in every:
+                _check_array(path, array)
             latent = arrays["latent"]
             n_rows = latent.shape[0]
             n_bytes = _array(committed, _PAYLOAD).shape[0] if has_payloads else None
@@ -718,6 +727,25 @@ def _write_metadata(path: Place, root: dict[str, Any]) -> None:
     with replacing(path / _METADATA, StoreError, durable=True) as partial:
         partial.write_text(json.dumps(root, indent=2) + "\n", encoding="utf-8")
         seal(partial)
+
+
+def _check_array(path: Place, array: zarr.Array[Any]) -> None:
+    """Refuse an array that no writer of stores makes, before any memory is given to its chunks.
+
+    Raises:
+        StoreError: its type, its codecs or the size of its files are others.
+    """
+    name, codecs = array.basename, array.metadata.to_dict().get("codecs", ())
+    known = {"sharding_indexed", "bytes", "vlen-utf8", "zstd", "crc32c"}
+    found = {str(codec["name"]) for codec in codecs}  # type: ignore[union-attr,index,call-overload]
+    size = math.prod(array.shards or array.chunks) * array.dtype.itemsize
+    rows = array.shape[0] if array.ndim else 0
+    files = -(-rows // (array.shards or array.chunks or (1,))[0])
+    if found - known or array.ndim < 1 or size > _MAX_FILE or files > _MAX_FILES:
+        raise StoreError(
+            f"{path}: damaged, {name} is not an array of a store (shape {array.shape}, "
+            f"chunks {array.chunks}, codecs {', '.join(sorted(found))})"[:500]
+        )
 
 
 def _check_own(path: Path, names: Iterable[str]) -> None:

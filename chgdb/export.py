@@ -69,7 +69,7 @@ def structure_of(row: Mapping[str, Any]) -> Structure:
     """The crystal structure in a row of the table.
 
     Raises:
-        StoreError: it is not known.
+        StoreError: it is not known, or damaged.
     """
     from chgdb.density import Structure
 
@@ -77,8 +77,11 @@ def structure_of(row: Mapping[str, Any]) -> Structure:
         raise StoreError(
             f'{row["id"]}: its structure is not known; --where "n_atoms > 0" finds those that are'
         )
-    lattice, species, frac_coords = (json.loads(row[name]) for name in STRUCTURE_COLUMNS)
-    return Structure(lattice, tuple(species), frac_coords)
+    try:
+        lattice, species, frac_coords = (json.loads(row[name]) for name in STRUCTURE_COLUMNS)
+        return Structure(lattice, tuple(species), frac_coords)
+    except (InputError, TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f"{row['id']}: its structure is damaged ({reason(error)})") from error
 
 
 def known_properties(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -464,5 +464,6 @@ def reason(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """The words of a text with single spaces between them."""
-    return " ".join(text.split())
+    """The words of a text with single spaces between them; what cannot be printed is escaped."""
+    words = " ".join(text.split())
+    return words if words.isprintable() else ascii(words)[1:-1]

@@ -442,8 +442,8 @@ def _load_json(path: Place) -> dict[str, Any]:
         raise StoreError(f"{path.parent}: not a chgdb store, it holds no {path.name}") from error
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({reason(error)})") from error
-    except ValueError as error:
-        raise StoreError(f"{path}: damaged ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: damaged ({reason(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise StoreError(f"{path}: not the {path.name} of a chgdb store")
     return content

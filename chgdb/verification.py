@@ -81,6 +81,9 @@ _LATENTS = 128
 _BYTES = 2**20
 """Bytes of payloads that are read together."""
 
+_MOST_LEFT = 2**20
+"""Rows beyond those of the table that a crash may have left; a commit has far fewer."""
+
 _ROUNDING = 1e-9
 """Part by which numbers may differ that were computed anew, perhaps on another machine."""
 
@@ -90,6 +93,7 @@ _DECODER_ROUNDING = 1e-3
 _UNREADABLE = "cannot be read"
 _CHANGED = "changed since it was written (seal)"
 _MARK = ".replaces.parquet"
+_BAD_JSON = (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError)
 
 _GROUP = {
     "zarr_format": 3,
@@ -366,7 +370,7 @@ class _Walk:
         try:
             root = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
             known = root["consolidated_metadata"].pop("metadata")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except _BAD_JSON as error:
             yield self._error(f"{ARRAYS_FOLDER}/zarr.json", f"damaged ({reason(error)})", _RESTORE)
             return
         attributes = root.pop("attributes", None)
@@ -389,7 +393,7 @@ class _Walk:
                 own = json.loads((path / name / "zarr.json").read_text(encoding="utf-8"))
                 committed, (length, *shape) = metadata.pop("shape"), own.pop("shape")
                 ahead = length - committed[0]
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            except _BAD_JSON as error:
                 yield self._error(where, f"damaged ({reason(error)})", _RESTORE)
                 continue
             if own != metadata or shape != committed[1:] or ahead < 0:
@@ -427,7 +431,12 @@ class _Walk:
     def _check_records(self, whole: Sequence[Path], parts: Sequence[Path]) -> Iterator[Finding]:
         """Every record, and the arrays row by row."""
         total = sum(_count(part) for part in whole)
-        last = max([self.arrays.n_rows if self.arrays else 0, *(_span(part)[1] for part in parts)])
+        rows = self.arrays.n_rows if self.arrays else 0
+        last = max([0, *(_span(part)[1] for part in parts)])
+        if rows > last + _MOST_LEFT:
+            what = f"{rows} rows, and the table has {last}"
+            yield self._error(f"{ARRAYS_FOLDER}/zarr.json", what, _RESTORE)
+        last = max(last, min(rows, last + _MOST_LEFT))
         done = 0
         for start in range(0, last, _ROWS):
             stop = min(start + _ROWS, last)
