@@ -177,7 +177,7 @@ def used(shared: Store, rng: np.random.Generator, *, same: bool) -> Outcome:
 
     def looked() -> None:
         database = Database(shared.copy)
-        some = [shared.ids[int(i)] for i in rng.choice(len(shared.ids), 3, replace=False)]
+        some = [shared.ids[int(i)] for i in rng.choice(len(shared.ids), 1)]
 
         def searched() -> None:
             found = database.select(where="n_elements > 0").rows()
@@ -204,7 +204,7 @@ def used(shared: Store, rng: np.random.Generator, *, same: bool) -> Outcome:
             if id_ != "no-density":
                 results.append(outcome(lambda id_=id_: decoded(id_)))  # type: ignore[misc]
                 results.append(outcome(lambda id_=id_: latent(id_)))  # type: ignore[misc]
-        if rng.random() < 0.3:
+        if rng.random() < 0.05:
             found = database.verify()
             assert all(str(finding).isprintable() for finding in found)
 
@@ -231,7 +231,7 @@ def parquet_case(rng: np.random.Generator, shared: Store) -> Outcome:
     kind = int(rng.integers(0, 4))
     if kind == 0:
         path.write_bytes(damaged(rng, path.read_bytes()))
-        return used(shared, rng, same=not path.read_bytes().count(b"chgdb:sha256:") == 0)
+        return used(shared, rng, same=b"chgdb:sha256:" in path.read_bytes())
     if kind == 1:
         content = bytearray(path.read_bytes())
         place = int(rng.integers(4, len(content) - 8))

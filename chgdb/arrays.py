@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ __all__ = [
     "Part",
     "StoredLatent",
     "pack",
+    "restore_metadata",
     "unpack",
     "write_part",
 ]
@@ -530,6 +532,25 @@ class LatentArrays:
             for start, stop in extents:
                 payload[start:stop] = payload.fill_value
 
+    def overwrite(
+        self, name: str, start: int, values: NDArray[Any] | None, stop: int | None = None
+    ) -> None:
+        """Write rows (bytes, of `payload`) of an array in whose chunks nothing else is whole.
+
+        Args:
+            name: of the array.
+            start: first row.
+            values: of the rows; None for the fill value.
+            stop: last row + 1; by default where the values end.
+
+        Raises:
+            StoreError: the array cannot be written.
+        """
+        with _mapped(self.path / name):
+            array = _array(self._group, name)
+            end = start + len(values) if values is not None else (stop or start)
+            array[start:end] = array.fill_value if values is None else values
+
     def _repeated(self, read: Callable[[LatentArrays], _T]) -> _T:
         """Read; if that fails, once more with what is on the disk now.
 
@@ -656,6 +677,93 @@ def write_part(
         _array(group, "latent")[part.start : part.stop] = np.stack(latents)
         content = np.frombuffer(b"".join(payloads), np.uint8)
         _array(group, _PAYLOAD)[part.byte : part.byte + len(content)] = content
+
+
+def restore_metadata(
+    path: Path, storage: LatentStorage, attrs: Mapping[str, str], keep: Callable[[Path], None]
+) -> list[Path]:
+    """Write damaged metadata anew: those of the group from the arrays', theirs from the group's.
+
+    Args:
+        path: of the group.
+        storage: how latents are stored.
+        attrs: attributes of the group.
+        keep: called with a file before it is changed.
+
+    Returns:
+        The files that were changed.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    names = (*_ARRAYS, *_PAYLOAD_ROWS, _PAYLOAD)
+    changed = []
+    known: dict[str, Any] = {}
+    recorded = 0
+    try:
+        LatentArrays.open(path)
+        root = json.loads((path / _METADATA).read_text(encoding="utf-8"))
+        recorded = root["attributes"].get(RECORDED, 0)
+        if {k: root["attributes"].get(k) for k in attrs} == dict(attrs) and type(recorded) is int:
+            known = root["consolidated_metadata"]["metadata"]
+    except (ChgdbError, OSError, ValueError, KeyError, TypeError):
+        pass
+    with _mapped(path), tempfile.TemporaryDirectory(prefix="chgdb-") as folder:
+        LatentArrays.create(Path(folder) / "made", storage, attrs)
+        made = {name: _read_json(Path(folder) / "made" / name / _METADATA) for name in names}
+        own = {name: _read_json(path / name / _METADATA) for name in names}
+        lengths = [n for name in names if name != _PAYLOAD for n in [_length_of(own[name])] if n]
+        for name in names:
+            right = known.get(name) or (own[name] if _is_like(own[name], made[name]) else None)
+            if right is None:
+                length = max(lengths, default=0)
+                if name == _PAYLOAD:
+                    length = max(_length_of(own[name]) or 0, _PAYLOAD_SHARD * _files(path / name))
+                right = {**made[name], "shape": [length, *made[name]["shape"][1:]]}
+            found = own[name] or {"shape": []}
+            if {**found, "shape": found["shape"][1:]} != {**right, "shape": right["shape"][1:]} or (
+                (_length_of(found) or 0) < right["shape"][0]
+            ):
+                keep(path / name / _METADATA)
+                _put(path / name / _METADATA, json.dumps(right, indent=2).encode())
+                changed.append(path / name / _METADATA)
+        if not known:
+            keep(path / _METADATA)
+            rows, n_bytes = (
+                max(lengths, default=0),
+                _length_of(_read_json(path / _PAYLOAD / _METADATA)),
+            )
+            root = {"attributes": {**attrs, RECORDED: recorded or rows}}
+            _write_metadata(path, {**root, "zarr_format": 3, "node_type": "group"})
+            _commit(path, rows, n_bytes or 0)
+            changed.append(path / _METADATA)
+    return changed
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The metadata of an array; empty if they are damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if _length_of(content) is not None else {}
+
+
+def _length_of(metadata: Any) -> int | None:
+    """Rows of an array by its metadata; None if they do not say."""
+    shape = metadata.get("shape") if isinstance(metadata, dict) else None
+    if not isinstance(shape, list) or not shape:
+        return None
+    return shape[0] if type(shape[0]) is int and shape[0] >= 0 else None
+
+
+def _is_like(found: dict[str, Any], made: dict[str, Any]) -> bool:
+    """Whether metadata are those of an array that a writer makes, but for the sizes of files."""
+    return {**found, "shape": 0} == {**made, "shape": 0} and found["shape"][1:] == made["shape"][1:]
+
+
+def _files(path: Path) -> int:
+    return 1 + max((int(p.name) for p in (path / "c").glob("*") if p.name.isdecimal()), default=-1)
 
 
 def _create_arrays(group: zarr.Group, storage: LatentStorage) -> None:

@@ -256,6 +256,8 @@ def sync_folder(folder: Place) -> None:
 _SEAL = b"chgdb:sha256:"
 _SUMS = b"chgdb:crc32:"
 _BLOCKS = 256
+_SMALL = 2**11
+"""Bytes of a file in which every change of a byte can be tried."""
 
 UNSEALED = f"{_SEAL.decode()}{'0' * 64}"
 """Text in a file that `seal` replaces by the hash of the file as it was with it."""
@@ -329,6 +331,8 @@ def restored(content: bytes) -> bytes | None:
     The checksum of a block tells the byte, and the seal that it is the right one.
     """
     fixed = bytearray(content)
+    if _SUMS not in content and len(content) <= _SMALL:
+        return _tried(fixed)
     for text in (_SEAL, _SUMS):
         place = _nearest(content, text)
         if place is None:
@@ -356,6 +360,21 @@ def restored(content: bytes) -> bytes | None:
         if _holds(fixed):
             return bytes(fixed)
         fixed[first + place] ^= change
+    return None
+
+
+def _tried(content: bytearray) -> bytes | None:
+    """A small file with a seal, whichever byte of it was changed."""
+    place = _nearest(bytes(content), _SEAL)
+    if place is None:
+        return None
+    content[place : place + len(_SEAL)] = _SEAL
+    for index, before in enumerate(content):
+        for value in range(256):
+            content[index] = value
+            if _holds(content):
+                return bytes(content)
+        content[index] = before
     return None
 
 

@@ -50,6 +50,7 @@ __all__ = [
     "plain_value",
     "quoted",
     "read",
+    "readable_rows",
     "relation_of",
     "run",
     "write_frame",
@@ -358,6 +359,61 @@ def check_whole(paths: Iterable[Place]) -> None:
                 f"{path}: damaged, it has changed since it was written; "
                 "chgdb verify --repair restores what can be"
             )
+
+
+def readable_rows(
+    path: Path, columns: Mapping[str, Column]
+) -> Iterator[tuple[dict[str, Any], set[str]]]:
+    """The rows of a damaged file, each with the columns whose bytes have changed, which are None.
+
+    The checksums of its blocks tell which. None where it has none, or what describes it is damaged.
+    """
+    import fastparquet
+
+    try:
+        damaged = damaged_blocks(path)
+        if damaged is None:
+            return
+        file = fastparquet.ParquetFile(str(path))
+        groups = [_chunks(group) for group in file.row_groups]
+        end = max((stop for chunks in groups for _, _, stop in chunks), default=0)
+        if any(last > end for _, last in damaged):
+            return
+        for index, chunks in enumerate(groups):
+            bad = {
+                n for n, a, b in chunks if any(a < last and first < b for first, last in damaged)
+            }
+            there = {name for name, _, _ in chunks}
+            good = [name for name in columns if name in there - bad]
+            if not good:
+                continue
+            frame = file[index].to_pandas(columns=good, index=False)
+            absent = bad & set(columns)
+            for values in frame.itertuples(index=False, name=None):
+                row = dict.fromkeys(columns)
+                for name, value in zip(good, values, strict=True):
+                    row[name] = plain_value(columns[name].type, _plain_number(value))
+                yield row, absent
+    except Exception:  # fastparquet raises whatever comes up  # noqa: BLE001
+        return
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _chunks(group: Any) -> list[tuple[str, int, int]]:
+    """Columns of a row group: name, first byte, last + 1."""
+    found = []
+    for column in group.columns:
+        data = column.meta_data
+        first = min(
+            p for p in (data.dictionary_page_offset, data.data_page_offset) if p is not None
+        )
+        name = ".".join(n.decode() if isinstance(n, bytes) else n for n in data.path_in_schema)
+        found.append((name, first, first + data.total_compressed_size))
+    return found
 
 
 @lru_cache(maxsize=4096)

@@ -349,6 +349,18 @@ class Table:
                 if self._holds(part, list(changes)):
                     _copy(part.path, query, [], [part], {"changed": changed})
 
+    def replace_part(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a part anew with some records, in whatever state it is, or where it is missing.
+
+        Args:
+            path: of the part.
+            rows: column to value, with their `row`.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        _write(path, [_checked(row) for row in sorted(rows, key=operator.itemgetter("id"))])
+
     def recover(self) -> None:
         """Finish what an interrupted writer left: replacements, superseded and partial files.
 
