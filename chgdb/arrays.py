@@ -434,9 +434,9 @@ class LatentArrays:
             StoreError: it cannot be written.
         """
         with _mapped(self.path):
-            if n_rows > self.recorded:
+            if n_rows > self.recorded or SEAL not in self._group.attrs:
                 root = json.loads((self.path / _METADATA).read_text(encoding="utf-8"))
-                root["attributes"][RECORDED] = n_rows
+                root["attributes"][RECORDED] = max(n_rows, self.recorded)
                 _write_metadata(self.path, root)
 
     def leftovers(self) -> list[Path]:

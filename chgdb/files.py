@@ -479,7 +479,12 @@ def shown(path: str | Place) -> str:
 def reason(error: BaseException) -> str:
     """What went wrong, as one line without the path."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return one_line(text) or type(error).__name__
+    words = one_line(text) or type(error).__name__
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]} ..."
+
+
+_LONGEST = 400
+"""Characters of a reason; some libraries tell all that they know."""
 
 
 def one_line(text: str) -> str:

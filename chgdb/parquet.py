@@ -6,6 +6,7 @@ by a rename, or deleting: a query is repeated until its files were the same befo
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import operator
@@ -46,6 +47,7 @@ __all__ = [
     "files_of",
     "frame_of",
     "metadata_of",
+    "has_sums",
     "near_query",
     "plain_value",
     "quoted",
@@ -361,6 +363,11 @@ def check_whole(paths: Iterable[Place]) -> None:
             )
 
 
+def has_sums(path: Place) -> bool:
+    """Whether a file has checksums of its blocks, which tell what of it is damaged."""
+    return isinstance(path, RemotePath) or damaged_blocks(path) is not None
+
+
 def readable_rows(
     path: Path, columns: Mapping[str, Column]
 ) -> Iterator[tuple[dict[str, Any], set[str]]]:
@@ -374,7 +381,8 @@ def readable_rows(
         damaged = damaged_blocks(path)
         if damaged is None:
             return
-        file = fastparquet.ParquetFile(str(path))
+        content = path.read_bytes()  # fastparquet would leave the file open
+        file = fastparquet.ParquetFile(str(path), open_with=lambda *_: io.BytesIO(content))
         groups = [_chunks(group) for group in file.row_groups]
         end = max((stop for chunks in groups for _, _, stop in chunks), default=0)
         if any(last > end for _, last in damaged):

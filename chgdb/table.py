@@ -33,6 +33,7 @@ from chgdb.parquet import (
     copy_rows,
     file_metadata,
     frame_of,
+    has_sums,
     near_query,
     plain_value,
     quoted,
@@ -390,7 +391,7 @@ class Table:
         self.recover()
         self._join(_TIERS[-1])
         for part in self._parts():
-            if not seal_holds(part.path):
+            if not seal_holds(part.path) or not has_sums(part.path):
                 _copy(part.path, "SELECT * FROM records ORDER BY id", [], [part])
 
     # ------------------------------------------------------------------ inside
