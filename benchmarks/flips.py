@@ -3,7 +3,7 @@
 usage: python benchmarks/flips.py [--store DIR] [--flips N] [--repairs N] [--seed S] [--records N]
 
 Of every file some bytes are flipped (all those of chgdb.json and of the group's zarr.json), and it
-is truncated, emptied, filled with zeros, partly or all, deleted, and swapped with one of its kind.
+is truncated, emptied, filled with zeros, deleted, and swapped with one of its kind.
 After each, `verify` must name the file or a record, every reader must refuse or give what the whole
 store gave, and (for some of them) `verify --repair` must leave a store that is whole, in which every
 record is as it was unless the repair listed it. Prints a table; exits with 1 if one of it failed.
@@ -190,7 +190,7 @@ def opened(store: Path, before: dict[str, bytes], damage: Damage) -> list[str]:
 
 
 def named(store: Path, damage: Damage) -> str:
-    """Empty if verify names a damaged file or a record, or nothing that has a meaning has changed."""
+    """Empty if verify names a damaged file or a record; else what it does."""
     found = list(verify(store))
     for name in damage.files:
         array = name.rpartition("/c/")[0] or name

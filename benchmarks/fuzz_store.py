@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from fuzz import Outcome, Target, outcome
 
 import chgdb.archive as archive
 from chgdb.database import Database
-from chgdb.density import Structure
+from chgdb.density import ChargeDensity, Structure
 from chgdb.files import NO_SUMS, UNSEALED, seal
 from chgdb.parquet import quoted
 
@@ -102,7 +103,7 @@ def payload_case(rng: np.random.Generator, samples: list[Sample]) -> Outcome:
         body = bytes([int(rng.integers(0, 6))]) + body[1:]
     content = b"".join(map(archive._varint, head)) + body
     structure = sample.structure if rng.random() < 0.9 else other.structure
-    data = archive.struct.pack("<BI", 1, archive._checksum(content, structure)) + content
+    data = struct.pack("<BI", 1, archive._checksum(content, structure)) + content
 
     def decode() -> None:
         density = archive.decode(data, structure)
@@ -128,7 +129,7 @@ def prepare_payloads(folder: Path) -> list[Sample]:
     return samples
 
 
-def peaks(spin: int) -> archive.ChargeDensity:
+def peaks(spin: int) -> ChargeDensity:
     """Gaussian peaks on two atoms."""
     lattice = np.array([[3.1, 0.0, 0.0], [0.6, 2.9, 0.0], [-0.4, 0.7, 3.4]])
     structure = Structure(lattice, ("Na", "Cl"), np.array([[0.1, 0.2, 0.3], [0.6, 0.7, 0.8]]))
@@ -137,7 +138,7 @@ def peaks(spin: int) -> archive.ChargeDensity:
     for position in structure.frac_coords:
         values += np.exp(2.0 * (np.cos(2 * np.pi * (points - position)) - 1).sum(axis=-1))
     spins = np.stack([values / (3 + i) for i in range(spin)]) if spin else None
-    return archive.ChargeDensity(values, structure, spins)
+    return ChargeDensity(values, structure, spins)
 
 
 # --- stores -----------------------------------------------------------------------------------
@@ -244,7 +245,8 @@ def parquet_case(rng: np.random.Generator, shared: Store) -> Outcome:
 
 
 _VALUES = (
-    "NULL", "'x'", "''", "1e308", "-1", "'NaN'::DOUBLE", "true", "[1, 2]", "{'a': 1}", "'\\x00'::BLOB",
+    "NULL", "'x'", "''", "1e308", "-1", "'NaN'::DOUBLE", "true", "[1, 2]", "{'a': 1}",
+    "'\\x00'::BLOB",
     "DATE '2000-01-01'", "9223372036854775807", "1.5::DECIMAL(5, 2)", "repeat('y', 100000)",
     "'[[1e400,0,0],[0,1,0],[0,0,1]]'", "'[\"Na\"]'", "'[[[[[[[['", "uuid()", "'infinity'::DOUBLE",
 )  # fmt: skip
@@ -275,7 +277,7 @@ def _foreign(rng: np.random.Generator, path: Path) -> None:
 
 # --- JSON -------------------------------------------------------------------------------------
 
-_JSON = (
+_JSON: tuple[Any, ...] = (
     None, True, 0, 1, -1, 2, 3, 10**18, -(10**18), 10**400, 1.5, 1e308, "", "x", "../../x", "int32",
     "float64", "uint8", "object", "O", "numcodecs.pickle", "pickle", "numcodecs.blosc", "gzip",
     "zstd", "inline", "big", [], {}, [0], [-1], [10**9], [1] * 40, {"name": "numcodecs.pickle"},
@@ -330,12 +332,12 @@ def zarr_case(rng: np.random.Generator, shared: Store) -> Outcome:
         _rewrite(rng, path, lambda content: content.get("attributes", {}).pop("seal", None))
         return used(shared, rng, same=False)
     chunks = sorted(path for path in arrays.rglob("*") if path.is_file() and "c" in path.parts)
-    path = rng.choice(chunks)
+    path = chunks[int(rng.integers(len(chunks)))]
     kind = int(rng.integers(0, 4))
     if kind == 0:
         path.unlink()
     elif kind == 1:
-        path.write_bytes(rng.choice(chunks).read_bytes())
+        path.write_bytes(chunks[int(rng.integers(len(chunks)))].read_bytes())
     else:
         path.write_bytes(damaged(rng, path.read_bytes()))
     return used(shared, rng, same=True)
@@ -386,7 +388,7 @@ def encoder_case(rng: np.random.Generator, folder: Path) -> Outcome:
     shutil.copytree(folder / "whole", copy)
     config, weights = copy / "encoder/config.json", copy / "encoder/weights.safetensors"
     if rng.random() < 0.5:
-        _rewrite(rng, config, lambda content: None)
+        _rewrite(rng, config, lambda _: None)
     else:
         content = weights.read_bytes()
         size = int.from_bytes(content[:8], "little")
