@@ -5,7 +5,7 @@ usage: python benchmarks/flips.py [--store DIR] [--flips N] [--repairs N] [--see
 Of every file some bytes are flipped (all those of chgdb.json and of the group's zarr.json), and it
 is truncated, emptied, filled with zeros, deleted, and swapped with one of its kind.
 After each, `verify` must name the file or a record, every reader must refuse or give what the whole
-store gave, and (for some of them) `verify --repair` must leave a store that is whole, in which every
+store gave, and (for some) `verify --repair` must leave a store that is whole, in which every
 record is as it was unless the repair listed it. Prints a table; exits with 1 if one of it failed.
 """
 

@@ -415,6 +415,10 @@ class StoreInfo:
         try:
             encoder, latent = content["encoder"], content["latent"]
             channel, a, b, c = latent["shape"]
+            known = [encoder[name] for name in ("id", "kind", "weights_sha256")]
+            texts = [*known, content["attribution"], content["created_by"]]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("what names the encoder or the data is not text")
             return cls(
                 encoder=EncoderInfo(encoder["id"], encoder["kind"], encoder["weights_sha256"]),
                 latent=LatentStorage(latent["dtype"], latent["scale_factor"], (channel, a, b, c)),
@@ -425,7 +429,7 @@ class StoreInfo:
         except KeyError as error:
             raise StoreError(f"{path}: damaged, it lacks {error}") from error
         except (TypeError, ValueError, InputError) as error:
-            raise StoreError(f"{path}: damaged ({error})") from error
+            raise StoreError(f"{path}: damaged ({reason(error)})") from error
 
 
 def _load_json(path: Place) -> dict[str, Any]:
