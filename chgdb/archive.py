@@ -35,7 +35,9 @@ _LOSSLESS, _GRID, _CRYSTAL = 0, 1, 2
 """How a field is written; `_CRYSTAL` plus n - 1 for atom library n."""
 
 _ZSTD_LEVEL = 19
-_MOST_POINTS = 2**30
+MOST_POINTS = 2**27
+"""Of a grid: 512^3, as many as are decoded (`database.LARGEST_GRID`)."""
+
 _FEWEST_ELECTRONS = 0.5
 """In the cell; with fewer, `crystal` would keep their number less exactly than is promised."""
 
@@ -338,7 +340,7 @@ def _unpacked(data: bytes, structure: Structure) -> tuple[Grid, list[tuple[int, 
         )
     try:
         (n1, n2, n3, n_fields), position = _varints(content, 0, 4)
-        if min(n1, n2, n3) < 1 or n1 * n2 * n3 > _MOST_POINTS or n_fields not in (1, 2, 4):
+        if min(n1, n2, n3) < 1 or n1 * n2 * n3 > MOST_POINTS or n_fields not in (1, 2, 4):
             raise StoreError("a payload is damaged: its grid cannot be")
         fields = []
         for index in range(n_fields):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +29,15 @@ from chgdb.density import Grid
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
 from chgdb.files import (
     PARTIAL_SUFFIX,
+    UNSEALED,
     brief,
     place,
     reason,
     remove_partials,
     replace_file,
+    replacing,
+    seal,
+    seal_holds,
     sync_folder,
 )
 from chgdb.places import Place, RemotePath, as_os_error
@@ -43,11 +49,13 @@ from chgdb.schema import (
 
 __all__ = [
     "RECORDED",
+    "SEAL",
     "LatentArrays",
     "LatentStorage",
     "Part",
     "StoredLatent",
     "pack",
+    "restore_metadata",
     "unpack",
     "write_part",
 ]
@@ -70,6 +78,9 @@ _PAYLOAD_ROWS = ("payload_offset", "payload_length")
 RECORDED = "recorded_rows"
 """Attribute of the group: `LatentArrays.recorded`."""
 
+SEAL = "seal"
+"""Attribute of the group: what tells whether its `zarr.json` has changed."""
+
 _PAYLOAD = "payload"
 """Since version 2: all payloads as one array of bytes, and where in it that of a row is."""
 
@@ -77,6 +88,11 @@ _CODECS = frozenset(("bytes", "vlen-utf8", "zstd", "crc32c", "sharding_indexed")
 """What is in `zarr.json`. Zarr knows others, one of which, in its format 2, unpickles."""
 
 _MAX_GRID = np.iinfo(np.int32).max
+_MAX_FILE = 2**30
+"""Bytes of a shard, or of a chunk, before it is compressed."""
+
+_MAX_FILES = 2**32
+"""Of an array."""
 
 
 def pack(values: NDArray[np.floating[Any]], dtype: str, scale_factor: float | None) -> NDArray[Any]:
@@ -238,11 +254,19 @@ class LatentArrays:
         """
         path = place(path)
         with _mapped(path):
+            if isinstance(path, Path) and seal_holds(path / _METADATA) is False:
+                raise StoreError(
+                    f"{path / _METADATA}: damaged, it has changed since it was written (seal); "
+                    "chgdb verify --repair restores it"
+                )
             store = _store(path, read_only=not writable)
             committed = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
             has_payloads = _PAYLOAD in committed
             names = (*_ARRAYS, *_PAYLOAD_ROWS) if has_payloads else _ARRAYS
             arrays = {name: _array(committed, name) for name in names}
+            every = [*arrays.values(), *([_array(committed, _PAYLOAD)] if has_payloads else [])]
+            for array in every:
+                _check_array(path, array)
             latent = arrays["latent"]
             n_rows = latent.shape[0]
             n_bytes = _array(committed, _PAYLOAD).shape[0] if has_payloads else None
@@ -256,6 +280,8 @@ class LatentArrays:
             if writable:
                 if not has_payloads:
                     raise StoreError(f"{path}: of format version 1, which is only read")
+                if isinstance(path, Path):
+                    _check_own(path, names)
                 remove_partials(path, below=True)
                 committed = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
         return cls(path, committed, storage, n_rows, n_bytes)
@@ -413,9 +439,9 @@ class LatentArrays:
             StoreError: it cannot be written.
         """
         with _mapped(self.path):
-            if n_rows > self.recorded:
+            if n_rows > self.recorded or SEAL not in self._group.attrs:
                 root = json.loads((self.path / _METADATA).read_text(encoding="utf-8"))
-                root["attributes"][RECORDED] = n_rows
+                root["attributes"][RECORDED] = max(n_rows, self.recorded)
                 _write_metadata(self.path, root)
 
     def leftovers(self) -> list[Path]:
@@ -510,6 +536,25 @@ class LatentArrays:
             payload = _array(self._group, _PAYLOAD)
             for start, stop in extents:
                 payload[start:stop] = payload.fill_value
+
+    def overwrite(
+        self, name: str, start: int, values: NDArray[Any] | None, stop: int | None = None
+    ) -> None:
+        """Write rows (bytes, of `payload`) of an array in whose chunks nothing else is whole.
+
+        Args:
+            name: of the array.
+            start: first row.
+            values: of the rows; None for the fill value.
+            stop: last row + 1; by default where the values end.
+
+        Raises:
+            StoreError: the array cannot be written.
+        """
+        with _mapped(self.path / name):
+            array = _array(self._group, name)
+            end = start + len(values) if values is not None else (stop or start)
+            array[start:end] = array.fill_value if values is None else values
 
     def _repeated(self, read: Callable[[LatentArrays], _T]) -> _T:
         """Read; if that fails, once more with what is on the disk now.
@@ -639,6 +684,93 @@ def write_part(
         _array(group, _PAYLOAD)[part.byte : part.byte + len(content)] = content
 
 
+def restore_metadata(
+    path: Path, storage: LatentStorage, attrs: Mapping[str, str], keep: Callable[[Path], None]
+) -> list[Path]:
+    """Write damaged metadata anew: those of the group from the arrays', theirs from the group's.
+
+    Args:
+        path: of the group.
+        storage: how latents are stored.
+        attrs: attributes of the group.
+        keep: called with a file before it is changed.
+
+    Returns:
+        The files that were changed.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    names = (*_ARRAYS, *_PAYLOAD_ROWS, _PAYLOAD)
+    changed = []
+    known: dict[str, Any] = {}
+    recorded = 0
+    try:
+        LatentArrays.open(path)
+        root = json.loads((path / _METADATA).read_text(encoding="utf-8"))
+        recorded = root["attributes"].get(RECORDED, 0)
+        if {k: root["attributes"].get(k) for k in attrs} == dict(attrs) and type(recorded) is int:
+            known = root["consolidated_metadata"]["metadata"]
+    except (ChgdbError, OSError, ValueError, KeyError, TypeError):
+        pass
+    with _mapped(path), tempfile.TemporaryDirectory(prefix="chgdb-") as folder:
+        LatentArrays.create(Path(folder) / "made", storage, attrs)
+        made = {name: _read_json(Path(folder) / "made" / name / _METADATA) for name in names}
+        own = {name: _read_json(path / name / _METADATA) for name in names}
+        lengths = [n for name in names if name != _PAYLOAD for n in [_length_of(own[name])] if n]
+        for name in names:
+            right = known.get(name) or (own[name] if _is_like(own[name], made[name]) else None)
+            if right is None:
+                length = max(lengths, default=0)
+                if name == _PAYLOAD:
+                    length = max(_length_of(own[name]) or 0, _PAYLOAD_SHARD * _files(path / name))
+                right = {**made[name], "shape": [length, *made[name]["shape"][1:]]}
+            found = own[name] or {"shape": []}
+            if {**found, "shape": found["shape"][1:]} != {**right, "shape": right["shape"][1:]} or (
+                (_length_of(found) or 0) < right["shape"][0]
+            ):
+                keep(path / name / _METADATA)
+                _put(path / name / _METADATA, json.dumps(right, indent=2).encode())
+                changed.append(path / name / _METADATA)
+        if not known:
+            keep(path / _METADATA)
+            rows, n_bytes = (
+                max(lengths, default=0),
+                _length_of(_read_json(path / _PAYLOAD / _METADATA)),
+            )
+            root = {"attributes": {**attrs, RECORDED: recorded or rows}}
+            _write_metadata(path, {**root, "zarr_format": 3, "node_type": "group"})
+            _commit(path, rows, n_bytes or 0)
+            changed.append(path / _METADATA)
+    return changed
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The metadata of an array; empty if they are damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if _length_of(content) is not None else {}
+
+
+def _length_of(metadata: Any) -> int | None:
+    """Rows of an array by its metadata; None if they do not say."""
+    shape = metadata.get("shape") if isinstance(metadata, dict) else None
+    if not isinstance(shape, list) or not shape:
+        return None
+    return shape[0] if type(shape[0]) is int and shape[0] >= 0 else None
+
+
+def _is_like(found: dict[str, Any], made: dict[str, Any]) -> bool:
+    """Whether metadata are those of an array that a writer makes, but for the sizes of files."""
+    return {**found, "shape": 0} == {**made, "shape": 0} and found["shape"][1:] == made["shape"][1:]
+
+
+def _files(path: Path) -> int:
+    return 1 + max((int(p.name) for p in (path / "c").glob("*") if p.name.isdecimal()), default=-1)
+
+
 def _create_arrays(group: zarr.Group, storage: LatentStorage) -> None:
     def create(
         name: str,
@@ -702,8 +834,49 @@ def _commit(path: Place, n_rows: int, n_bytes: int) -> None:
     _write_metadata(path, root)
 
 
-def _write_metadata(path: Place, root: Mapping[str, Any]) -> None:
-    replace_file(path / _METADATA, (json.dumps(root, indent=2) + "\n").encode())
+def _write_metadata(path: Place, root: dict[str, Any]) -> None:
+    """Write the metadata of the group, sealed."""
+    root["attributes"] = {**root.get("attributes", {}), SEAL: UNSEALED}
+    with replacing(path / _METADATA, StoreError, durable=True) as partial:
+        partial.write_text(json.dumps(root, indent=2) + "\n", encoding="utf-8")
+        seal(partial)
+
+
+def _check_array(path: Place, array: zarr.Array[Any]) -> None:
+    """Refuse an array that no writer of stores makes, before any memory is given to its chunks.
+
+    Raises:
+        StoreError: its type, its codecs or the size of its files are others.
+    """
+    name, codecs = array.basename, array.metadata.to_dict().get("codecs", ())
+    packed = ["zstd", "crc32c"]
+    known = (["sharding_indexed"], ["bytes", *packed], ["vlen-utf8", *packed])
+    found = [str(codec["name"]) for codec in codecs]  # type: ignore[union-attr,index,call-overload]
+    size = math.prod(array.shards or array.chunks) * array.dtype.itemsize
+    rows = array.shape[0] if array.ndim else 0
+    files = -(-rows // (array.shards or array.chunks or (1,))[0])
+    if found not in known or array.ndim < 1 or size > _MAX_FILE or files > _MAX_FILES:
+        raise StoreError(
+            f"{path}: damaged, {name} is not an array of a store (shape {array.shape}, "
+            f"chunks {array.chunks}, codecs {', '.join(found)})"[:500]
+        )
+
+
+def _check_own(path: Path, names: Iterable[str]) -> None:
+    """Refuse to write by the metadata of an array that are not those that readers go by.
+
+    Raises:
+        StoreError: they differ in more than the number of rows.
+    """
+    root = json.loads((path / _METADATA).read_text(encoding="utf-8"))
+    for name in names:
+        own = json.loads((path / name / _METADATA).read_text(encoding="utf-8"))
+        known = root["consolidated_metadata"]["metadata"][name]
+        if {**own, "shape": own["shape"][1:]} != {**known, "shape": known["shape"][1:]}:
+            raise StoreError(
+                f"{path / name / _METADATA}: damaged, the {_METADATA} of the group says otherwise; "
+                "chgdb verify --repair restores it"
+            )
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:

@@ -21,7 +21,7 @@ import typer
 from chgdb import __version__
 from chgdb.errors import ChgdbError, InputError, MissingExtraError, UnknownIdError
 from chgdb.export import json_ready
-from chgdb.files import one_line, printable, reason, shown
+from chgdb.files import one_line, reason, shown
 from chgdb.output import (
     Listing,
     Report,
@@ -958,6 +958,14 @@ def verify(
             metavar="DIR", help="Compute the errors anew from the density files in a folder."
         ),
     ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Restore what can be restored (with --sources also from the files), drop what is "
+            "lost and list it. Damaged files are kept in the folder damaged.",
+        ),
+    ] = False,
     format: Annotated[Report, typer.Option(help="How to print it.")] = Report.TABLE,  # noqa: A002
     store: Store = None,
     device: Device = "auto",
@@ -965,8 +973,17 @@ def verify(
     """Look at every byte of the store, and say what is wrong and what to do.
 
     Errors are what is lost or contradicts itself; notes are leftovers that harm nothing. The exit
-    code is 1 if there are errors.
+    code is 1 if there are errors, with --repair if there are still.
     """
+    if repair:
+        from chgdb.repair import repair as repaired
+        from chgdb.resources import find_store as find
+
+        report = repaired(find(store), sources=sources, device=device)
+        for line in report.done:
+            typer.echo(f"restored: {line}", err=True)
+        for line in report.lost:
+            typer.echo(f"lost: {line}", err=True)
     from chgdb.resources import find_store
     from chgdb.verification import verify
 
@@ -1350,4 +1367,4 @@ def _warn(text: str) -> None:
 
 def _say(text: str) -> None:
     """One line on the standard error."""
-    typer.echo(f"chgdb: {printable(one_line(text))}", err=True)
+    typer.echo(f"chgdb: {one_line(text)}", err=True)

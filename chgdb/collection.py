@@ -19,6 +19,7 @@ from chgdb.parquet import (
     all_rows,
     copy_rows,
     file_metadata,
+    has_sums,
     quoted,
     relation_of,
     run,
@@ -162,7 +163,11 @@ class Collection:
         rows = {**(relations or {}), "rows": self._newest(self._columns().values(), parts)}
         count = f"SELECT count(*), count(*) FILTER ({stale}) FROM rows"  # noqa: S608 (constants)
         ((before, dropped),) = run(rows, count, (), all_rows) if parts else ((0, 0),)
-        if len(parts) < 2 and not dropped and all(map(seal_holds, parts)):
+        if (
+            len(parts) < 2
+            and not dropped
+            and all(seal_holds(part) and has_sums(part) for part in parts)
+        ):
             return
         order = ", ".join(map(quoted, self._key))
         kept = f"SELECT * FROM rows WHERE ({stale}) IS NOT TRUE ORDER BY {order}"  # noqa: S608 (constants)

@@ -606,12 +606,21 @@ class Database:
     def _payload(self, row: Mapping[str, Any]) -> bytes | None:
         if row["payload_bytes"] is None:
             return None
-        return self._arrays.read_payload(row["row"], row["id"])
+        payload = self._arrays.read_payload(row["row"], row["id"])
+        if len(payload) != row["payload_bytes"]:
+            raise StoreError(f"it has {len(payload)} bytes, not {row['payload_bytes']}")
+        return payload
 
     def _latent(self, row: Mapping[str, Any]) -> Latent:
         from chgdb.density import Latent
 
         stored = self._arrays.read(row["row"], row["id"])
+        work_grid = tuple(row[f"work_grid_{axis}"] for axis in "abc")
+        if (stored.work_grid, stored.n_electrons) != (work_grid, row["n_electrons"] or 0.0):
+            raise StoreError(
+                f"{shown(self.place)}: the arrays hold another density of {row['id']} than the "
+                "table; chgdb verify says more"
+            )
         if not stored.values.any():
             raise StoreError(f"{shown(self.place)}: the latent of {row['id']} is missing")
         return Latent(stored.values, stored.work_grid, stored.n_electrons)
@@ -621,7 +630,13 @@ class Database:
         """The arrays for reading; they look again at the disk when a row is not there."""
         from chgdb.arrays import LatentArrays
 
-        return LatentArrays.open(self.place / ARRAYS_FOLDER)
+        arrays = LatentArrays.open(self.place / ARRAYS_FOLDER)
+        if arrays.storage != self.info.latent:
+            raise StoreError(
+                f"{shown(arrays.path)}: damaged, its latents are not stored as {INFO_FILE} says; "
+                "chgdb verify says more"
+            )
+        return arrays
 
     @cached_property
     def _codec(self) -> Codec:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chgdb.collection import Collection
-from chgdb.errors import InputError
+from chgdb.errors import InputError, StoreError
 from chgdb.files import reason
 from chgdb.parquet import Relation, all_rows, any_of, literal, near_query, quoted, read
 from chgdb.places import Place
@@ -447,8 +447,15 @@ def _arrays(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
 
 def _frame(connection: duckdb.DuckDBPyConnection) -> pd.DataFrame:
     """The answer as a DataFrame."""
+    import numpy as np
+
     frame: pd.DataFrame = connection.df()
     for name in ("spacegroup", "record_row"):
         if name in frame:
-            frame[name] = frame[name].astype("Int64")
+            try:
+                with np.errstate(invalid="raise"):
+                    frame[name] = frame[name].astype("Int64")
+            except (TypeError, ValueError, FloatingPointError) as error:
+                what = f"{FEATURES_FOLDER}: damaged, {name} is not integer ({reason(error)})"
+                raise StoreError(what) from error
     return frame

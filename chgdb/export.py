@@ -69,7 +69,7 @@ def structure_of(row: Mapping[str, Any]) -> Structure:
     """The crystal structure in a row of the table.
 
     Raises:
-        StoreError: it is not known.
+        StoreError: it is not known, or damaged.
     """
     from chgdb.density import Structure
 

@@ -6,19 +6,30 @@ by a rename, or deleting: a query is repeated until its files were the same befo
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 
 from chgdb.errors import QueryError, StoreError
-from chgdb.files import UNSEALED, brief, reason, replacing, seal
+from chgdb.files import (
+    NO_SUMS,
+    UNSEALED,
+    brief,
+    damaged_blocks,
+    reason,
+    replacing,
+    seal,
+    seal_holds,
+)
 from chgdb.places import Place, RemotePath
 from chgdb.schema import Column, ColumnType
 
@@ -31,16 +42,19 @@ __all__ = [
     "Relation",
     "all_rows",
     "any_of",
+    "check_whole",
     "copy_rows",
     "file_metadata",
     "files_of",
     "frame_of",
     "literal",
     "metadata_of",
+    "has_sums",
     "near_query",
     "plain_value",
     "quoted",
     "read",
+    "readable_rows",
     "relation_of",
     "run",
     "write_frame",
@@ -193,6 +207,7 @@ def run(
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
             raise QueryError(f"{brief(value)} is not valid Unicode text")
     statement, paths = _over(relations, query)
+    check_whole(paths)
     with _connected(paths) as connection:
         try:
             statements = connection.extract_statements(statement)
@@ -232,6 +247,7 @@ def copy_rows(
     statement, sources = _over(relations, query)
     pairs = ", ".join(f"{quoted(key)}: {literal(value)}" for key, value in metadata.items())
     options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP}"
+    check_whole(sources)
     with (
         replacing(path, StoreError, durable=True) as partial,
         _connected([*sources, partial]) as db,
@@ -340,14 +356,102 @@ def _file_state(path: Place) -> tuple[str | int, ...] | None:
         stat = path.stat()
     except OSError:
         return None
-    return str(path), stat.st_ino, stat.st_mtime_ns
+    return str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def check_whole(paths: Iterable[Place]) -> None:
+    """Refuse files that have changed since they were written; each is looked at once.
+
+    DuckDB may read a changed byte as another number. What a server of a bucket gives is taken as
+    it comes, because reading all of an object is what ranges are there to avoid.
+
+    Raises:
+        StoreError: the checksums of a file, or its seal where it has none, do not hold.
+    """
+    for path in paths:
+        if isinstance(path, Path) and (state := _file_state(path)) and not _is_whole(path, state):
+            raise StoreError(
+                f"{path}: damaged, it has changed since it was written; "
+                "chgdb verify --repair restores what can be"
+            )
+
+
+def has_sums(path: Place) -> bool:
+    """Whether a file has checksums of its blocks, which tell what of it is damaged."""
+    return isinstance(path, RemotePath) or damaged_blocks(path) is not None
+
+
+def readable_rows(
+    path: Path, columns: Mapping[str, Column]
+) -> Iterator[tuple[dict[str, Any], set[str]]]:
+    """The rows of a damaged file, each with the columns whose bytes have changed, which are None.
+
+    The checksums of its blocks tell which. None where it has none, or what describes it is damaged.
+    """
+    import fastparquet
+
+    try:
+        damaged = damaged_blocks(path)
+        if damaged is None:
+            return
+        content = path.read_bytes()  # fastparquet would leave the file open
+        file = fastparquet.ParquetFile(str(path), open_with=lambda *_: io.BytesIO(content))
+        groups = [_chunks(group) for group in file.row_groups]
+        end = max((stop for chunks in groups for _, _, stop in chunks), default=0)
+        if any(last > end for _, last in damaged):
+            return
+        for index, chunks in enumerate(groups):
+            bad = {
+                n for n, a, b in chunks if any(a < last and first < b for first, last in damaged)
+            }
+            there = {name for name, _, _ in chunks}
+            good = [name for name in columns if name in there - bad]
+            if not good:
+                continue
+            frame = file[index].to_pandas(columns=good, index=False)
+            absent = bad & set(columns)
+            for values in frame.itertuples(index=False, name=None):
+                row = dict.fromkeys(columns)
+                for name, value in zip(good, values, strict=True):
+                    row[name] = plain_value(columns[name].type, _plain_number(value))
+                yield row, absent
+    except Exception:  # fastparquet raises whatever comes up  # noqa: BLE001
+        return
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _chunks(group: Any) -> list[tuple[str, int, int]]:
+    """Columns of a row group: name, first byte, last + 1."""
+    found = []
+    for column in group.columns:
+        data = column.meta_data
+        first = min(
+            p for p in (data.dictionary_page_offset, data.data_page_offset) if p is not None
+        )
+        name = ".".join(n.decode() if isinstance(n, bytes) else n for n in data.path_in_schema)
+        found.append((name, first, first + data.total_compressed_size))
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _is_whole(path: Path, _state: tuple[str | int, ...]) -> bool:
+    """Whether a file, as it is now, is as it was written, as far as it says."""
+    try:
+        damaged = damaged_blocks(path)
+        return not damaged if damaged is not None else seal_holds(path) is not False
+    except OSError:
+        return True  # told by whoever reads it
 
 
 # ---------------------------------------------------------------------- writing
 
 
 def file_metadata(units: Mapping[str, str], format_version: int) -> dict[str, str]:
-    """What a file says of itself; with a place for its seal.
+    """What a file says of itself; with places for its seal and the sums of its blocks.
 
     Args:
         units: by column; "" where there is none.
@@ -356,6 +460,7 @@ def file_metadata(units: Mapping[str, str], format_version: int) -> dict[str, st
     return {
         "chgdb.format_version": str(format_version),
         "chgdb.seal": UNSEALED,
+        "chgdb.sums": NO_SUMS,
         "chgdb.units": json.dumps({name: unit for name, unit in units.items() if unit}),
     }
 

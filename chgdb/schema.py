@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from chgdb.errors import FormatVersionError, InputError, StoreError
-from chgdb.files import UNSEALED, place, reason, replacing, seal
+from chgdb.files import UNSEALED, place, reason, replacing, seal, seal_holds
 from chgdb.places import Place
 
 __all__ = [
@@ -417,6 +417,10 @@ class StoreInfo:
         try:
             encoder, latent = content["encoder"], content["latent"]
             channel, a, b, c = latent["shape"]
+            known = [encoder[name] for name in ("id", "kind", "weights_sha256")]
+            texts = [*known, content["attribution"], content["created_by"]]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("what names the encoder or the data is not text")
             return cls(
                 encoder=EncoderInfo(encoder["id"], encoder["kind"], encoder["weights_sha256"]),
                 latent=LatentStorage(latent["dtype"], latent["scale_factor"], (channel, a, b, c)),
@@ -427,13 +431,19 @@ class StoreInfo:
         except KeyError as error:
             raise StoreError(f"{path}: damaged, it lacks {error}") from error
         except (TypeError, ValueError, InputError) as error:
-            raise StoreError(f"{path}: damaged ({error})") from error
+            raise StoreError(f"{path}: damaged ({reason(error)})") from error
 
 
 def _load_json(path: Place) -> dict[str, Any]:
     """The content of a `chgdb.json` of any version."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if seal_holds(text) is False:
+            raise StoreError(
+                f"{path}: damaged, it has changed since it was written (seal); "
+                "chgdb verify --repair restores it; who changes it by hand removes the seal"
+            )
+        content = json.loads(text.decode())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"{path.parent}: not a chgdb store, it holds no {path.name}") from error
     except OSError as error:

@@ -33,6 +33,7 @@ from chgdb.parquet import (
     copy_rows,
     file_metadata,
     frame_of,
+    has_sums,
     near_query,
     plain_value,
     quoted,
@@ -352,6 +353,18 @@ class Table:
                 if self._holds(part, list(changes)):
                     _copy(part.path, query, [], [part], {"changed": changed})
 
+    def replace_part(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a part anew with some records, in whatever state it is, or where it is missing.
+
+        Args:
+            path: of the part.
+            rows: column to value, with their `row`.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        _write(path, [_checked(row) for row in sorted(rows, key=operator.itemgetter("id"))])
+
     def recover(self) -> None:
         """Finish what an interrupted writer left: replacements, superseded and partial files.
 
@@ -381,7 +394,7 @@ class Table:
         self.recover()
         self._join(_TIERS[-1])
         for part in self._parts():
-            if not seal_holds(part.path):
+            if not seal_holds(part.path) or not has_sums(part.path):
                 _copy(part.path, "SELECT * FROM records ORDER BY id", [], [part])
 
     # ------------------------------------------------------------------ inside

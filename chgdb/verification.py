@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chgdb.archive import check, decode
-from chgdb.arrays import RECORDED, LatentArrays
+from chgdb.arrays import RECORDED, SEAL, LatentArrays
 from chgdb.derived import Derived, feature_columns, features_sha256
 from chgdb.errors import ChgdbError, FormatVersionError, InputError, QueryError, StoreError
 from chgdb.export import structure_of
@@ -81,6 +81,9 @@ _LATENTS = 128
 _BYTES = 2**20
 """Bytes of payloads that are read together."""
 
+_MOST_LEFT = 2**20
+"""Rows beyond those of the table that a crash may have left; a commit has far fewer."""
+
 _ROUNDING = 1e-9
 """Part by which numbers may differ that were computed anew, perhaps on another machine."""
 
@@ -88,7 +91,9 @@ _DECODER_ROUNDING = 1e-3
 """% of NMAE by which a latent may decode otherwise on another device."""
 
 _UNREADABLE = "cannot be read"
+_CHANGED = "changed since it was written (seal)"
 _MARK = ".replaces.parquet"
+_BAD_JSON = (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError)
 
 _GROUP = {
     "zarr_format": 3,
@@ -214,7 +219,7 @@ class _Walk:
         for part in parts:
             damage = list(self._check_part(part, COLUMNS))
             yield from damage
-            if not any(finding.what.startswith(_UNREADABLE) for finding in damage):
+            if not any(map(_hides, damage)):
                 whole.append(part)
         for start, stop in self.table.gaps() if parts else ():
             what = f"rows {start} to {stop - 1} are of no part: a file is missing"
@@ -250,7 +255,7 @@ class _Walk:
             yield self._error(self._name(path), f"{_UNREADABLE} ({reason(error)})", _RESTORE)
             return
         if holds is False:
-            yield self._error(self._name(path), "changed since it was written (seal)", _RESTORE)
+            yield self._error(self._name(path), _CHANGED, _RESTORE)
         elif holds is None and (self.info is None or self.info.format_version == FORMAT_VERSION):
             yield self._note(
                 self._name(path), "has no seal that tells of changes", "chgdb compact adds it"
@@ -311,10 +316,10 @@ class _Walk:
     def _check_part(self, path: Path, columns: Mapping[str, Column]) -> Iterator[Finding]:
         """One Parquet file: its seal, its version, every column readable, no value missing."""
         name = self._name(path)
-        damaged = False
         for finding in self._check_seal(path):
-            damaged = damaged or finding.level == "error"
             yield finding
+            if finding.level == "error":
+                return
         rows = {"rows": relation_of(columns.values(), [path])}
         required = [column.name for column in columns.values() if not column.nullable]
         missing = ", ".join(f"count(*) - count({quoted(column)})" for column in required)
@@ -365,12 +370,14 @@ class _Walk:
         try:
             root = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
             known = root["consolidated_metadata"].pop("metadata")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except _BAD_JSON as error:
             yield self._error(f"{ARRAYS_FOLDER}/zarr.json", f"damaged ({reason(error)})", _RESTORE)
             return
         attributes = root.pop("attributes", None)
         info = self.info
         recorded = attributes.pop(RECORDED, 0) if isinstance(attributes, dict) else 0
+        if isinstance(attributes, dict):
+            attributes.pop(SEAL, None)
         if type(recorded) is not int or recorded < 0:
             what = f"its attribute {RECORDED} is {recorded!r}"
             yield self._error(f"{ARRAYS_FOLDER}/zarr.json", what, _RESTORE)
@@ -386,7 +393,7 @@ class _Walk:
                 own = json.loads((path / name / "zarr.json").read_text(encoding="utf-8"))
                 committed, (length, *shape) = metadata.pop("shape"), own.pop("shape")
                 ahead = length - committed[0]
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            except _BAD_JSON as error:
                 yield self._error(where, f"damaged ({reason(error)})", _RESTORE)
                 continue
             if own != metadata or shape != committed[1:] or ahead < 0:
@@ -424,7 +431,12 @@ class _Walk:
     def _check_records(self, whole: Sequence[Path], parts: Sequence[Path]) -> Iterator[Finding]:
         """Every record, and the arrays row by row."""
         total = sum(_count(part) for part in whole)
-        last = max([self.arrays.n_rows if self.arrays else 0, *(_span(part)[1] for part in parts)])
+        rows = self.arrays.n_rows if self.arrays else 0
+        last = max([0, *(_span(part)[1] for part in parts)])
+        if rows > last + _MOST_LEFT:
+            what = f"{rows} rows, and the table has {last}"
+            yield self._error(f"{ARRAYS_FOLDER}/zarr.json", what, _RESTORE)
+        last = max(last, min(rows, last + _MOST_LEFT))
         done = 0
         for start in range(0, last, _ROWS):
             stop = min(start + _ROWS, last)
@@ -720,7 +732,7 @@ class _Walk:
             for path in paths:
                 damage = list(self._check_part(path, columns[name]))
                 yield from damage
-                if any(finding.what.startswith(_UNREADABLE) for finding in damage):
+                if any(map(_hides, damage)):
                     complete = False
                     continue
                 for what in check[name](path):
@@ -761,6 +773,11 @@ class _Walk:
         """What changes when a writer commits."""
         files = (self.store / ARRAYS_FOLDER / "zarr.json", *self.store.glob("*/*.parquet"))
         return sorted((str(file), file.stat().st_mtime_ns) for file in files if file.exists())
+
+
+def _hides(finding: Finding) -> bool:
+    """Whether it keeps what a file holds from being read."""
+    return finding.what.startswith((_UNREADABLE, _CHANGED))
 
 
 # ---------------------------------------------------------------------- rows

@@ -64,7 +64,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("archive", "derived", "evaluation", "properties", "structure_intake"),
     ("predicting", "train_properties", "adding", "verification", "compaction"),
     ("database", "train", "property_evaluation"),
-    ("assessment", "release_import"),
+    ("assessment", "release_import", "repair"),
     ("cli", "xarray_backend"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
