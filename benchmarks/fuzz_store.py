@@ -20,8 +20,8 @@ from fuzz import Outcome, Target, outcome
 import chgdb.archive as archive
 from chgdb.database import Database
 from chgdb.density import ChargeDensity, Structure
-from chgdb.files import NO_SUMS, UNSEALED, seal
 from chgdb.parquet import quoted
+from chgdb.seals import NO_SUMS, UNSEALED, seal
 
 __all__ = ["TARGETS"]
 

@@ -31,10 +31,10 @@ from store_ops import machine, run, table
 from chgdb.arrays import LatentArrays
 from chgdb.database import Database
 from chgdb.density import ChargeDensity
-from chgdb.files import seal
 from chgdb.formats import write_density
 from chgdb.parquet import ROW_GROUP, file_metadata
 from chgdb.schema import COLUMNS, FEATURES, FORMAT_VERSION, PREDICTIONS, Column
+from chgdb.seals import seal
 
 SHIPPED = Path(__file__).resolve().parent.parent / "store"
 ATTRIBUTION = "SYNTHETIC: records of the shipped store repeated, their properties varied; no data"

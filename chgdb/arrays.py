@@ -29,15 +29,12 @@ from chgdb.density import Grid
 from chgdb.errors import ChgdbError, InputError, ModelError, StoreError
 from chgdb.files import (
     PARTIAL_SUFFIX,
-    UNSEALED,
     brief,
     place,
     reason,
     remove_partials,
     replace_file,
     replacing,
-    seal,
-    seal_holds,
     sync_folder,
 )
 from chgdb.places import Place, RemotePath, as_os_error
@@ -46,6 +43,7 @@ from chgdb.schema import (
     check_id,
     check_packing,
 )
+from chgdb.seals import UNSEALED, seal, seal_holds
 
 __all__ = [
     "RECORDED",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chgdb.errors import InputError, StoreError
-from chgdb.files import place, reason, remove_partials, seal_holds, size_of, sync_folder
+from chgdb.files import place, reason, remove_partials, size_of, sync_folder
 from chgdb.parquet import (
     Relation,
     all_rows,
@@ -27,6 +27,7 @@ from chgdb.parquet import (
 )
 from chgdb.places import Place
 from chgdb.schema import FORMAT_VERSION, Column
+from chgdb.seals import seal_holds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, lru_cache, partial
@@ -39,7 +39,6 @@ from chgdb.files import (
     reason,
     refuse_links,
     replace_file,
-    seal_holds,
     shown,
 )
 from chgdb.filters import (
@@ -70,6 +69,7 @@ from chgdb.schema import (
     StoreInfo,
     check_id,
 )
+from chgdb.seals import seal_holds
 from chgdb.table import Selection, Table
 from chgdb.weights import (
     CONFIG_FILE,
@@ -1121,8 +1121,7 @@ class Database:
             rows = [record.row["row"] for record in self.get(ids)]
             confirm()
             self._table.remove(ids)
-            self._derived.forget(ids)
-            self._writable_arrays().erase(rows)
+            self._clean(ids, rows)
 
     def compact(self) -> tuple[int, int]:
         """Give back space: parts are joined, stale features dropped, leftovers erased.
@@ -1301,10 +1300,20 @@ class Database:
         write(arrays, start)
         confirm()
         self._table.append(rows, start, replaces=replacing and bool(old))
-        arrays.record(start + len(rows))
+        with suppress(StoreError):
+            arrays.record(start + len(rows))
         if old:
+            self._clean(ids, old)
+
+    def _clean(self, ids: Sequence[str], rows: Sequence[int]) -> None:
+        """Erase what is left of rows that are no records any more.
+
+        They are gone whether that succeeds or not, as it does not on a full disk; `compact` erases
+        what was left.
+        """
+        with suppress(StoreError):
             self._derived.forget(ids)
-        arrays.erase(old)
+            self._writable_arrays().erase(rows)
 
     def _superseded(self, ids: Sequence[str]) -> list[int]:
         """The rows of the records with these ids, which are about to get others."""

@@ -20,18 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import duckdb
 
 from chgdb.errors import QueryError, StoreError
-from chgdb.files import (
-    NO_SUMS,
-    UNSEALED,
-    brief,
-    damaged_blocks,
-    reason,
-    replacing,
-    seal,
-    seal_holds,
-)
+from chgdb.files import brief, reason, replacing
 from chgdb.places import Place, RemotePath
 from chgdb.schema import Column, ColumnType
+from chgdb.seals import NO_SUMS, UNSEALED, damaged_blocks, seal, seal_holds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,7 @@ from chgdb.density import ChargeDensity, Latent
 from chgdb.derived import Derived, feature_columns
 from chgdb.errors import ChgdbError, FormatVersionError, InputError, StoreError
 from chgdb.export import structure_of
-from chgdb.files import reason, replace_file, restored, seal_holds
+from chgdb.files import reason, refuse_links, replace_file
 from chgdb.formats import file_sha256, find_densities
 from chgdb.library import LATEST, library_file, library_name
 from chgdb.lock import writer_lock
@@ -48,9 +48,10 @@ from chgdb.schema import (
     EncoderInfo,
     StoreInfo,
 )
+from chgdb.seals import restored, seal_holds
 from chgdb.table import Table
 from chgdb.verification import Finding, verify
-from chgdb.weights import load_config
+from chgdb.weights import CONFIG_FILE, load_config
 
 __all__ = ["Repair", "repair"]
 
@@ -107,6 +108,7 @@ def repair(store: Place, *, sources: Path | None = None, device: str = "auto") -
         return Repair(left=found)
     if not isinstance(store, Path) or is_shipped(store):
         raise StoreError(f"{store}: cannot be written; repair a copy of it")
+    refuse_links(store)
     files = {file_sha256(path): path for path in find_densities([sources])} if sources else {}
     if sources and not files:
         raise InputError(f"{sources}: no density files in it")
@@ -134,6 +136,7 @@ class _Work:
 
     def run(self) -> None:
         """Everything, what other things are restored from first."""
+        self._encoder()
         self.info = self._info()
         if self.info.format_version != FORMAT_VERSION:
             raise StoreError(
@@ -195,6 +198,16 @@ class _Work:
             info.save(self.store)
             self._tell(path, f"restored from {ARRAYS_FOLDER} and the encoder {config.id}")
             return info
+
+    def _encoder(self) -> None:
+        """The configuration of the encoder in the store."""
+        path = self.store / ENCODER_FOLDER / CONFIG_FILE
+        if path.exists() and seal_holds(path) is not True:
+            content = path.read_bytes()
+            if (whole := restored(content)) is not None and whole != content:
+                self._keep(path)
+                replace_file(path, whole)
+                self._tell(path, "restored, one byte had changed")
 
     def _library(self) -> None:
         path, content = self.store / library_name(LATEST), library_file(LATEST)

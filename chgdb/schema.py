@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from chgdb.errors import FormatVersionError, InputError, StoreError
-from chgdb.files import UNSEALED, place, reason, replacing, seal, seal_holds
+from chgdb.files import place, reason, replacing
 from chgdb.places import Place
+from chgdb.seals import UNSEALED, seal, seal_holds
 
 __all__ = [
     "ARRAYS_FOLDER",

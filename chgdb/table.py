@@ -24,7 +24,7 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.files import brief, place, reason, remove_partials, rename, seal_holds, sync_folder
+from chgdb.files import brief, place, reason, remove_partials, rename, sync_folder
 from chgdb.parquet import (
     SQL_TYPES,
     Relation,
@@ -51,6 +51,7 @@ from chgdb.schema import (
     ColumnType,
     check_id,
 )
+from chgdb.seals import seal_holds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,7 +26,7 @@ from chgdb.derived import Derived, feature_columns, features_sha256
 from chgdb.errors import ChgdbError, FormatVersionError, InputError, QueryError, StoreError
 from chgdb.export import structure_of
 from chgdb.features import FEATURES_VERSION
-from chgdb.files import PARTIAL_SUFFIX, one_line, reason, seal_holds
+from chgdb.files import PARTIAL_SUFFIX, one_line, reason
 from chgdb.formats import file_sha256, find_densities, read_density
 from chgdb.library import LATEST, library_file, library_name
 from chgdb.metrics import compare
@@ -61,6 +61,7 @@ from chgdb.schema import (
     StoreInfo,
     check_id,
 )
+from chgdb.seals import seal_holds
 from chgdb.table import Table
 from chgdb.weights import WEIGHTS_FILE, load_config
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from chgdb.errors import FormatVersionError, InputError, MissingExtraError, ModelError
 from chgdb.files import reason, write_files
 from chgdb.schema import LATENT_BOX, check_id
+from chgdb.seals import UNSEALED, seal_holds, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,13 +158,20 @@ def load_config(folder: str | Path) -> EncoderConfig:
     """
     path = Path(folder) / CONFIG_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        content = json.loads(text)
     except OSError as error:
         raise ModelError(f"{path}: cannot read the encoder ({reason(error)})") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not an encoder configuration ({reason(error)})") from error
     if not isinstance(content, dict) or "format_version" not in content:
         raise ModelError(f"{path}: not an encoder configuration (it has no format_version)")
+    if seal_holds(text) is False:
+        raise ModelError(
+            f"{path}: damaged, it has changed since it was written (seal); who changes it by hand "
+            "removes the seal"
+        )
+    content.pop("seal", None)
     version = content.pop("format_version")
     if version != MODEL_FORMAT_VERSION:
         raise FormatVersionError(
@@ -221,8 +229,9 @@ def save_encoder(
 
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     fields = {**asdict(config), "weights_sha256": hashlib.sha256(content).hexdigest()}
-    text = json.dumps({"format_version": MODEL_FORMAT_VERSION, **fields}, indent=2) + "\n"
-    write_files(folder, {WEIGHTS_FILE: content, CONFIG_FILE: text.encode()}, ModelError)
+    described = {"format_version": MODEL_FORMAT_VERSION, **fields, "seal": UNSEALED}
+    text = sealed((json.dumps(described, indent=2) + "\n").encode())
+    write_files(folder, {WEIGHTS_FILE: content, CONFIG_FILE: text}, ModelError)
     return EncoderConfig(**fields)
 
 

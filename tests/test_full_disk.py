@@ -221,8 +221,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(
         refused += 1
         assert_refused(outcome, "No space left on device")
         now = says(disk / "store")
-        if name in ("bulk add", "replace", "remove", "import-table"):
-            # what cannot be cleaned up, or is committed in several steps
+        if name in ("bulk add", "remove", "import-table"):  # of several commits, some may be made
             assert_old_or_new(now, before, after)
         else:
             assert now == before
@@ -287,7 +286,7 @@ def test_a_read_only_store_refuses_in_one_line(
 def test_a_read_only_store_is_read(name: str, read_only: Path, files: Path, run: Run) -> None:
     outcome = run(*READING[name](files, files), "--store", read_only)
     assert outcome.code == 0, outcome.err
-    assert outcome.out
+    assert outcome.out or name == "verify"
 
 
 def test_a_read_only_store_is_a_dataset(read_only: Path) -> None:

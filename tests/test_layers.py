@@ -18,7 +18,7 @@ PACKAGE = ROOT / "chgdb"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "elements", "nets", "property_nets", "perceptron", "places"),
-    ("files", "density", "query", "entropy", "library", "elasticity", "scores", "ranges"),
+    ("files", "density", "query", "entropy", "library", "elasticity", "scores", "ranges", "seals"),
     (
         "schema",
         "chgcar",

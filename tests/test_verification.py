@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from chgdb.arrays import LatentArrays
 from chgdb.database import Database
 from chgdb.errors import InputError, StoreError
-from chgdb.files import UNSEALED, seal, seal_holds
 from chgdb.formats import write_density
+from chgdb.seals import UNSEALED, seal, seal_holds
 from chgdb.table import Table
 from chgdb.verification import Finding, verify
 

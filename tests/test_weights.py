@@ -35,7 +35,15 @@ def folder(tmp_path: Path) -> Path:
 
 def rewrite(folder: Path, **changes: Any) -> None:
     content = json.loads((folder / CONFIG_FILE).read_text())
+    del content["seal"]
     (folder / CONFIG_FILE).write_text(json.dumps({**content, **changes}))
+
+
+def test_a_changed_byte_of_the_configuration_is_told(folder: Path) -> None:
+    text = (folder / CONFIG_FILE).read_bytes()
+    (folder / CONFIG_FILE).write_bytes(text.replace(b'"refine_steps": 0', b'"refine_steps": 8'))
+    with pytest.raises(ModelError, match="damaged, it has changed"):
+        load_config(folder)
 
 
 def test_round_trip(folder: Path) -> None:
