@@ -11,13 +11,14 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import zarr
+from numcodecs.zstd import Zstd
 from numpy.typing import ArrayLike, NDArray
 from zarr.abc.codec import BytesBytesCodec
 from zarr.abc.store import Store
@@ -88,6 +89,9 @@ _CODECS = frozenset(("bytes", "vlen-utf8", "zstd", "crc32c", "sharding_indexed")
 _MAX_GRID = np.iinfo(np.int32).max
 _MAX_FILE = 2**30
 """Bytes of a shard, or of a chunk, before it is compressed."""
+
+_CHECKSUM = 4
+"""Bytes of a CRC-32C at the end of a chunk."""
 
 _MAX_FILES = 2**32
 """Of an array."""
@@ -259,6 +263,7 @@ class LatentArrays:
                 )
             store = _store(path, read_only=not writable)
             committed = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
+            _check_codecs(committed.metadata.to_dict())
             has_payloads = _PAYLOAD in committed
             names = (*_ARRAYS, *_PAYLOAD_ROWS) if has_payloads else _ARRAYS
             arrays = {name: _array(committed, name) for name in names}
@@ -268,7 +273,6 @@ class LatentArrays:
             latent = arrays["latent"]
             n_rows = latent.shape[0]
             n_bytes = _array(committed, _PAYLOAD).shape[0] if has_payloads else None
-            _check_codecs(committed.metadata.to_dict())
             if any(array.shape[0] != n_rows for array in arrays.values()):
                 raise StoreError(f"{path}: damaged, its arrays differ in the number of rows")
             channel, a, b, c = latent.shape[1:]
@@ -471,6 +475,8 @@ class LatentArrays:
             StoreError: damaged data.
         """
         with _mapped(self.path / name):
+            if name == "material_id":
+                self._check_ids(start, stop)
             return np.asarray(_array(self._group, name)[start:stop])
 
     def per_file(self, name: str) -> int:
@@ -504,9 +510,7 @@ class LatentArrays:
         Raises:
             StoreError: damaged data.
         """
-        with _mapped(self.path):
-            stored = _array(self._group, "material_id")[: self.n_rows]
-            return [str(material_id) for material_id in np.asarray(stored)]
+        return [str(material_id) for material_id in self.block("material_id", 0, self.n_rows)]
 
     def erase(self, rows: Sequence[int]) -> None:
         """Overwrite rows of removed records with the fill value; the other rows stay.
@@ -606,10 +610,23 @@ class LatentArrays:
     def _check_id(self, row: int, expected_id: str) -> None:
         """Asked after the rest of a row is read: what was erased meanwhile is not given out."""
         with _mapped(self.path):
+            self._check_ids(row, row + 1)
             found = str(self._row("material_id", row).item())
         if found != expected_id:
             held = found or "nothing"
             raise StoreError(f"{self.path}: row {row} holds {held}, not {expected_id}")
+
+    def _check_ids(self, start: int, stop: int) -> None:
+        """Refuse files that announce more ids than one holds: room would be made for them."""
+        if isinstance(self.path, RemotePath):
+            return
+        per_file = self.per_file("material_id")
+        for index in range(start // per_file, -(-stop // per_file)):
+            path = self.path / "material_id" / "c" / str(index)
+            with suppress(FileNotFoundError):
+                texts = Zstd().decode(path.read_bytes()[:-_CHECKSUM])
+                if int.from_bytes(texts[:4], "little") != per_file:
+                    raise StoreError(f"{path}: damaged, it does not hold {per_file} ids")
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < self.n_rows:
