@@ -522,11 +522,21 @@ class LatentArrays:
             self._check_row(row)
         with _mapped(self.path):
             extents = [self._extent(row) for row in rows]
-            for name in (*_ARRAYS, *_PAYLOAD_ROWS):
+        self.erase_rows(rows)
+        self.erase_bytes(extents)
+
+    def erase_rows(self, rows: Sequence[int]) -> None:
+        """Overwrite rows with the fill value, but for the bytes of their payloads.
+
+        Raises:
+            StoreError: the arrays cannot be written.
+        """
+        with _mapped(self.path):
+            # An offset that is gone before its length would name bytes of another row.
+            for name in (*_ARRAYS, "payload_length", "payload_offset"):
                 array = _array(self._group, name)
                 for row in rows:
                     array[row] = array.fill_value
-        self.erase_bytes(extents)
 
     def erase_bytes(self, extents: Iterable[tuple[int, int]]) -> None:
         """Overwrite payloads with the fill value, each from its first byte to the last + 1.

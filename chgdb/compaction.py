@@ -51,7 +51,7 @@ def compact(table: Table, derived: Derived, arrays: LatentArrays) -> None:
     for start in range(0, arrays.n_rows, _ROWS):
         stop = min(start + _ROWS, arrays.n_rows)
         if rows := _unnamed(table, arrays, start, stop):
-            arrays.erase(rows)
+            arrays.erase_rows(rows)  # their bytes lie between those that are named below
         offsets = arrays.block("payload_offset", start, stop).tolist()
         lengths = arrays.block("payload_length", start, stop).tolist()
         for offset, length in zip(offsets, lengths, strict=True):

@@ -1138,8 +1138,8 @@ class Database:
 
         if isinstance(self.place, RemotePath):
             raise StoreError(f"{self.place}: is not a folder; compact a copy of its files in one")
+        before = _size(self.path)
         with self._writing():
-            before = _size(self.path)
             compact(self._table, self._derived, self._writable_arrays())
             _keep_library(self.path)
             for leftover in self.path.glob(f".*{PARTIAL_SUFFIX}"):

@@ -530,9 +530,8 @@ class _Walk:
             yield self._note(where, "hold what no record names", _COMPACT)
         if "payload_offset" in held:
             whole = readable["payload_offset"] & readable["payload_length"]
-            yield from self._check_extents(
-                arrays, start, records, held["payload_offset"], held["payload_length"], whole
-            )
+            extents = held["payload_offset"], held["payload_length"]
+            yield from self._check_extents(arrays, start, records, *extents, whole, unknown[:n])
 
     def _check_latents(
         self,
@@ -580,6 +579,7 @@ class _Walk:
         offsets: NDArray[Any],
         lengths: NDArray[Any],
         whole: NDArray[np.bool_],
+        unknown: NDArray[np.bool_],
     ) -> Iterator[Finding]:
         """Where the payloads lie: within the array, none over another, nothing between them."""
         for index in np.flatnonzero((lengths != 0) | ~whole):
@@ -587,6 +587,8 @@ class _Walk:
             stop = first + int(lengths[index])
             record = records.get(row)
             where = f"record {record['id']}" if record else f"{ARRAYS_FOLDER}, row {row}"
+            if record is None and whole[index] and not unknown[index]:
+                continue  # what an erasure left, told of by `_check_latents`; it takes no place
             if not whole[index]:
                 self._known = False  # what lies between is of this row, or of none
             elif not 0 <= first <= stop <= (arrays.n_bytes or 0):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from conftest import ROOT, MakeFile, Run, crash, gaussian_density
 
 from chgdb.arrays import LatentArrays
@@ -51,6 +53,61 @@ def littered(database: Database, make_file: MakeFile, monkeypatch: pytest.Monkey
         (database.path / name).write_bytes(b"?")
     (database.path / "latents.zarr/latent/c/9").write_bytes(b"?")
     return database
+
+
+def test_a_row_that_was_erased_in_part_takes_no_bytes_of_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removal is killed before each of its writes to the arrays."""
+    before = content(database)[:3]
+    kept = shutil.copytree(database.path, database.path.with_name("kept"))
+    for steps in range(100):
+        shutil.rmtree(database.path)
+        shutil.copytree(kept, database.path)
+        some = Database(database.path)
+        left = steps
+
+        def stop(array: zarr.Array[Any], *arguments: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            write(array, *arguments)
+
+        write = zarr.Array.__setitem__
+        with monkeypatch.context() as patch:
+            patch.setattr(zarr.Array, "__setitem__", stop)
+            try:
+                some.remove(["mp-2", "mp-4"])
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        assert {finding.level for finding in verify(some.path)} == {"note"}
+        some.compact()
+        assert list(verify(some.path)) == []
+        rows, payloads, latents = before
+        left_ids = [row["id"] for row in rows if row["id"] not in ("mp-2", "mp-4")]
+        assert list(some) == left_ids
+        assert content(some)[1] == [
+            payload for row, payload in zip(rows, payloads, strict=True) if row["id"] in left_ids
+        ]
+    assert steps > 8
+
+
+def test_an_extent_of_no_record_is_not_believed(database: Database) -> None:
+    """As an erasure of older versions left it that was killed between two arrays."""
+    before = content(database)
+    row = database["mp-4"].row["row"]
+    database.remove("mp-4")
+    arrays = zarr.open_group(database.path / "latents.zarr")
+    lengths = arrays["payload_length"]
+    assert isinstance(lengths, zarr.Array)
+    lengths[row] = 40  # its offset is 0, where the payload of mp-1 begins
+    assert {finding.level for finding in verify(database.path)} == {"note"}
+    database.compact()
+    assert list(verify(database.path)) == []
+    assert database["mp-1"].payload() == before[1][0]  # type: ignore[index]
 
 
 def test_it_clears_what_crashes_left_and_changes_no_record(littered: Database) -> None:
@@ -106,7 +163,7 @@ def test_interrupted_it_is_repeated(littered: Database, monkeypatch: pytest.Monk
         (Table, "compact"),
         (Collection, "compact"),
         (LatentArrays, "truncate"),
-        (LatentArrays, "erase"),
+        (LatentArrays, "erase_rows"),
         (LatentArrays, "erase_bytes"),
     ):
         crash(monkeypatch, owner, name, littered.compact)
