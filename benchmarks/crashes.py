@@ -223,7 +223,7 @@ def plan(operation: str, states: States, world: World, random: np.random.Generat
         files = [world.file(new[id_], id_) for id_ in taken]
         return Plan(operation, after, files, taken, 2 if operation == "bulk add" else 1)
     if operation == "remove":
-        gone = [id_ for id_ in chosen if id_ in states][:3]
+        gone = ([id_ for id_ in chosen if id_ in states] or sorted(states))[:3]
         return Plan(operation, {id_: s for id_, s in states.items() if id_ not in gone}, ids=gone)
     if operation == "import-table":
         value = float(random.integers(1, 1000))

@@ -121,6 +121,9 @@ def _encoded(density: ChargeDensity, tolerance: Tolerance) -> Payload:
     structure = density.structure
     if not density.values.any():
         raise InputError("the density is zero everywhere")
+    if density.values.size > MOST_POINTS:
+        grid = " x ".join(map(str, density.grid))
+        raise InputError(f"a grid of {grid} points is more than 512^3, as many as are kept")
     spins = () if density.magnetization is None else density.magnetization
     with np.errstate(over="ignore"):
         sums = [float(np.abs(values).sum()) for values in (density.values, *spins)]

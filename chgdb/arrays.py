@@ -484,6 +484,13 @@ class LatentArrays:
         array = _array(self._group, name)
         return (array.shards or array.chunks)[0]
 
+    def chunks_per_file(self, name: str) -> int | None:
+        """How many chunks the files of an array hold if they are shards; None if they are not."""
+        array = _array(self._group, name)
+        if array.shards is None:
+            return None
+        return math.prod(array.shards) // math.prod(array.chunks)
+
     def _length(self, name: str) -> int:
         """Committed rows (bytes, of `payload`) of an array."""
         return (self.n_bytes or 0) if name == _PAYLOAD else self.n_rows

@@ -981,9 +981,9 @@ def verify(
 
         report = repaired(find(store), sources=sources, device=device)
         for line in report.done:
-            typer.echo(f"restored: {line}", err=True)
+            _say(f"restored: {line}")
         for line in report.lost:
-            typer.echo(f"lost: {line}", err=True)
+            _say(f"lost: {line}")
     from chgdb.resources import find_store
     from chgdb.verification import verify
 

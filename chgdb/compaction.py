@@ -15,7 +15,7 @@ from chgdb.errors import StoreError
 from chgdb.files import shown
 from chgdb.table import Table
 
-__all__ = ["compact"]
+__all__ = ["compact", "erase_unnamed_bytes"]
 
 _ROWS = 16_384
 """Rows that are looked at together."""
@@ -47,17 +47,26 @@ def compact(table: Table, derived: Derived, arrays: LatentArrays) -> None:
     table.compact()
     derived.compact()
     arrays.record(min(table.next_row, arrays.n_rows))
-    position = 0
     for start in range(0, arrays.n_rows, _ROWS):
         stop = min(start + _ROWS, arrays.n_rows)
         if rows := _unnamed(table, arrays, start, stop):
-            arrays.erase_rows(rows)  # their bytes lie between those that are named below
-        offsets = arrays.block("payload_offset", start, stop).tolist()
-        lengths = arrays.block("payload_length", start, stop).tolist()
-        for offset, length in zip(offsets, lengths, strict=True):
-            if length:
-                arrays.erase_bytes(_filled(arrays, position, offset))
-                position = offset + length
+            arrays.erase_rows(rows)
+    erase_unnamed_bytes(arrays)
+
+
+def erase_unnamed_bytes(arrays: LatentArrays) -> None:
+    """Erase the bytes that are of no payload, in whatever order payloads lie.
+
+    Raises:
+        StoreError: the arrays are damaged or cannot be written.
+    """
+    offsets = arrays.block("payload_offset", 0, arrays.n_rows)
+    lengths = arrays.block("payload_length", 0, arrays.n_rows)
+    position = 0
+    for row in np.argsort(offsets, kind="stable"):
+        if lengths[row]:
+            arrays.erase_bytes(_filled(arrays, position, int(offsets[row])))
+            position = max(position, int(offsets[row] + lengths[row]))
     arrays.erase_bytes(_filled(arrays, position, arrays.n_bytes or 0))
 
 

@@ -1313,6 +1313,7 @@ class Database:
         """
         with suppress(StoreError):
             self._derived.forget(ids)
+        with suppress(StoreError):
             self._writable_arrays().erase(rows)
 
     def _superseded(self, ids: Sequence[str]) -> list[int]:

@@ -7,9 +7,11 @@ docs/format.md says what is restored from what.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ from numpy.typing import NDArray
 from chgdb import __version__
 from chgdb.archive import check, decode
 from chgdb.arrays import LatentArrays, pack, restore_metadata, unpack
+from chgdb.chunks import restored_chunk, restored_shard
+from chgdb.compaction import erase_unnamed_bytes
 from chgdb.database import LOCK_FILE, LOCK_TIMEOUT, Database
 from chgdb.density import ChargeDensity, Latent
 from chgdb.derived import Derived, feature_columns
 from chgdb.errors import ChgdbError, FormatVersionError, InputError, StoreError
 from chgdb.export import structure_of
-from chgdb.files import reason, refuse_links, replace_file
+from chgdb.files import one_line, reason, refuse_links, replace_file, shown
 from chgdb.formats import file_sha256, find_densities
 from chgdb.library import LATEST, library_file, library_name
 from chgdb.lock import writer_lock
@@ -57,6 +61,12 @@ __all__ = ["Repair", "repair"]
 
 DAMAGED = "damaged"
 """Folder of the files as they were before they were changed."""
+
+UNFINISHED = "unfinished.jsonl"
+"""In that folder, what a repair has lost until it has told."""
+
+LOST = "lost.txt"
+"""In that folder, what repairs have lost."""
 
 _NAMES = tuple(COLUMNS)
 _OF_DENSITIES = _NAMES[_NAMES.index("source") : _NAMES.index("added")]
@@ -104,7 +114,8 @@ def repair(store: Place, *, sources: Path | None = None, device: str = "auto") -
         InputError: there are no density files in `sources`.
     """
     found = list(verify(store))
-    if not any(finding.level == "error" for finding in found):
+    unfinished = isinstance(store, Path) and (store / DAMAGED / UNFINISHED).exists()
+    if not unfinished and not any(finding.level == "error" for finding in found):
         return Repair(left=found)
     if not isinstance(store, Path) or is_shipped(store):
         raise StoreError(f"{store}: cannot be written; repair a copy of it")
@@ -114,14 +125,24 @@ def repair(store: Place, *, sources: Path | None = None, device: str = "auto") -
         raise InputError(f"{sources}: no density files in it")
     with writer_lock(store / LOCK_FILE, LOCK_TIMEOUT):
         work = _Work(store, device)
-        work.run()
-    for id_, sha256 in work.report.lost_ids.items():
+        try:
+            work.run()
+        except OSError as error:
+            raise StoreError(f"{shown(store)}: cannot be repaired ({reason(error)})") from error
+    report = work.report
+    for id_, sha256 in report.lost_ids.items():
         if sha256 in files:
-            database = Database(store, device=device)
-            report = database.add(files[sha256], ids=[id_], on_conflict="replace")
-            work.report.done += [f"record {id_}: encoded from {files[sha256]}"] * len(report.added)
-    work.report.left = list(verify(store))
-    return work.report
+            try:
+                database = Database(store, device=device)
+                added = database.add(files[sha256], ids=[id_], on_conflict="replace")
+            except ChgdbError as error:
+                report.lost.append(f"record {id_}: {files[sha256]} cannot be added ({error})")
+                continue
+            report.done += [f"record {id_}: encoded from {files[sha256]}"] * len(added.added)
+            report.lost += [f"record {id_}: {path}: {why}" for path, why in added.failed]
+    work.finish()
+    report.left = list(verify(store))
+    return report
 
 
 class _Work:
@@ -133,6 +154,7 @@ class _Work:
         self.report = Repair()
         self.table = Table(store / TABLE_FOLDER)
         self.derived = Derived(store, self.table)
+        self._resume()
 
     def run(self) -> None:
         """Everything, what other things are restored from first."""
@@ -149,6 +171,7 @@ class _Work:
             self.store / ARRAYS_FOLDER, self.info.latent, attributes, self._keep
         ):
             self._tell(path, "restored from the other metadata")
+        self._chunks(LatentArrays.open(self.store / ARRAYS_FOLDER))
         self._parts()
         self._derived_parts()
         self.arrays = LatentArrays.open(self.store / ARRAYS_FOLDER, writable=True)
@@ -156,14 +179,60 @@ class _Work:
         self._rows()
         self._densities()
 
+    # ------------------------------------------------------------------ what is lost
+
+    def _resume(self) -> None:
+        """Take up what a repair that did not end has lost."""
+        try:
+            lines = (self.store / DAMAGED / UNFINISHED).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            with suppress(ValueError, KeyError):  # a line that was being written
+                told = json.loads(line)
+                self.report.lost.append(told["lost"])
+                if told["id"]:
+                    self.report.lost_ids[told["id"]] = told["sha256"]
+
+    def _lose(self, what: str, id_: str = "", sha256: str | None = None) -> None:
+        """Tell what is lost, on the disk before it is dropped.
+
+        Args:
+            what: a line for people.
+            id_: of a record that is still there, but without its density.
+            sha256: of the file that it came from.
+        """
+        if what in self.report.lost:
+            return  # by the repair that did not end
+        self.report.lost.append(what)
+        if id_:
+            self.report.lost_ids[id_] = sha256 or ""
+        path = self.store / DAMAGED / UNFINISHED
+        path.parent.mkdir(exist_ok=True)
+        told = json.dumps({"lost": what, "id": id_, "sha256": sha256 or ""})
+        with path.open("a", encoding="utf-8") as file:
+            file.write(told + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Keep the list of what is lost for later, when all is done."""
+        path = self.store / DAMAGED / UNFINISHED
+        if path.exists():
+            with (path.parent / LOST).open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in self.report.lost)
+            path.unlink()
+
     # ------------------------------------------------------------------ files
 
     def _keep(self, path: Path) -> None:
-        """Put a copy of a damaged file aside, unless an earlier repair has."""
-        kept = self.store / DAMAGED / path.relative_to(self.store)
-        if path.exists() and not kept.exists():
+        """Put a copy of a damaged file aside, named after what it holds."""
+        if path.exists():
+            content = path.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()[:12]
+            kept = self.store / DAMAGED / path.relative_to(self.store)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, kept)
+            replace_file(kept.with_name(f"{kept.name}.{digest}"), content)
 
     def _tell(self, path: Path, what: str) -> None:
         self.report.done.append(f"{path.relative_to(self.store).as_posix()}: {what}")
@@ -216,6 +285,20 @@ class _Work:
             replace_file(path, content)
             self._tell(path, "restored from the package")
 
+    def _chunks(self, arrays: LatentArrays) -> None:
+        """Files of arrays of which one byte has changed."""
+        for name in arrays.names:
+            n_chunks = arrays.chunks_per_file(name)
+            for path in sorted((self.store / ARRAYS_FOLDER / name / "c").rglob("*")):
+                if not path.is_file() or not path.name.isdecimal():
+                    continue
+                content = path.read_bytes()
+                made = restored_shard(content, n_chunks) if n_chunks else restored_chunk(content)
+                if made is not None and made != content:
+                    self._keep(path)
+                    replace_file(path, made)
+                    self._tell(path, "restored, one byte had changed")
+
     def _whole(self, path: Path, columns: Mapping[str, Column]) -> bool:
         """Whether a Parquet file is whole; after this, if one byte of it had changed."""
         sealed = seal_holds(path)
@@ -254,9 +337,9 @@ class _Work:
                 if row is not None:
                     rows.append(row)
                     ids.pop(row["row"], None)
+            self._lose_rows(start, stop, ids, {row["row"] for row in rows})
             self.table.replace_part(path, rows)
             self._tell(path, f"{len(rows)} records restored")
-            self._lose_rows(start, stop, ids, {row["row"] for row in rows})
 
     def _missing_parts(self) -> None:
         """Rows of files that are missing: empty parts, so that others can follow."""
@@ -265,8 +348,8 @@ class _Work:
         for start, stop in [*self.table.gaps(), *beyond]:
             path = self.table.folder / f"{start:09d}-{stop:09d}.parquet"
             if isinstance(path, Path):
-                self.table.replace_part(path, [])
                 self._lose_rows(start, stop, self._ids(start, stop), set())
+                self.table.replace_part(path, [])
 
     def _ids(self, start: int, stop: int) -> dict[int, str]:
         """The ids that the arrays hold, by row; none where they cannot be read."""
@@ -275,15 +358,15 @@ class _Work:
             found = arrays.block("material_id", start, min(stop, arrays.n_rows)).tolist()
         except StoreError:
             return {}
-        return {start + i: str(id_) for i, id_ in enumerate(found) if id_}
+        return {start + i: one_line(str(id_)) for i, id_ in enumerate(found) if id_}
 
     def _lose_rows(self, start: int, stop: int, ids: Mapping[int, str], kept: set[int]) -> None:
         for row in sorted(ids):
-            self.report.lost.append(f"record {ids[row]}: all of it; add its file again")
+            self._lose(f"record {ids[row]}: all of it; add its file again")
         n = stop - start - len(ids) - len(kept)
         if n:
             what = "records without a density, or none at all: their ids are not known"
-            self.report.lost.append(f"{TABLE_FOLDER}: of rows {start} to {stop - 1}, {n} {what}")
+            self._lose(f"{TABLE_FOLDER}: of rows {start} to {stop - 1}, {n} {what}")
 
     def _mended(
         self, values: dict[str, Any], absent: set[str], ids: Mapping[int, str]
@@ -298,7 +381,7 @@ class _Work:
         if row["id"] is None:
             return None
         for name in sorted(absent & _FREE):
-            self.report.lost.append(f"record {row['id']}: {name}, if it was known")
+            self._lose(f"record {row['id']}: {name}, if it was known")
         if not gone:
             return row
         try:
@@ -315,12 +398,12 @@ class _Work:
             row |= dict.fromkeys(_OF_DENSITIES)
         if gone & {*_OF_STRUCTURES}:
             row |= dict.fromkeys(_REMADE)
-            self.report.lost.append(f"record {row['id']}: its structure, if it was known")
+            self._lose(f"record {row['id']}: its structure, if it was known")
         return {**row, **{name: made.get(name) for name in gone if name in made}, **_base(made)}
 
     def _lose_density(self, row: Mapping[str, Any], what: str) -> None:
-        self.report.lost_ids[row["id"]] = row["source_sha256"] or ""
-        self.report.lost.append(f"record {row['id']}: its density ({what} is damaged)")
+        what = f"record {row['id']}: its density ({what} is damaged)"
+        self._lose(what, row["id"], row["source_sha256"])
 
     def _derived_parts(self) -> None:
         """Damaged features and predictions are dropped, but for features that hold their hash."""
@@ -328,9 +411,9 @@ class _Work:
             columns = feature_columns() if name == FEATURES_FOLDER else PREDICTIONS
             for path in [path for path in paths if isinstance(path, Path)]:
                 if not self._whole(path, columns):
-                    path.unlink()
                     what = f"{name}/{path.name}: dropped; chgdb predict --all makes anew what is "
-                    self.report.lost.append(f"{what}of densities, a data set brings its own")
+                    self._lose(f"{what}of densities, a data set brings its own")
+                    path.unlink()
 
     # ------------------------------------------------------------------ small arrays
 
@@ -439,6 +522,7 @@ class _Work:
         self.arrays = LatentArrays.open(arrays.path, writable=True)
         for record in self._broken():
             self._rewrite(*record)
+        erase_unnamed_bytes(LatentArrays.open(arrays.path, writable=True))
 
     def _unreadable(self, name: str, size: int, many: int, few: int) -> Iterator[int]:
         for start in range(0, size, many):
@@ -495,9 +579,12 @@ class _Work:
             data = self.arrays.block("payload", int(start), stop).tobytes()
             structure = structure_of(record)
             check(data, structure)
-            density = decode(data, structure)
         except (ChgdbError, ValueError):
             return None
+        try:
+            density = decode(data, structure)
+        except ChgdbError:
+            return data  # whole, but not for this chgdb
         return data if density.grid == tuple(record[f"grid_{axis}"] for axis in "abc") else None
 
     def _rewrite(
@@ -514,8 +601,8 @@ class _Work:
             self.report.done.append(f"record {row['id']}: its latent is made from the payload")
         elif payload is None and latent is not None:
             row |= dict.fromkeys(_OF_PAYLOADS)
-            self.report.lost_ids[row["id"]] = row["source_sha256"] or ""
-            self.report.lost.append(f"record {row['id']}: its payload; the latent is left")
+            what = f"record {row['id']}: its payload; the latent is left"
+            self._lose(what, row["id"], row["source_sha256"])
         else:
             self._lose_density(row, "what holds it")
             row |= dict.fromkeys(_OF_DENSITIES)
@@ -533,7 +620,7 @@ class _Work:
         )
         self.table.append([row], start, replaces=True)
         arrays.record(start + 1)
-        arrays.erase([record["row"]])
+        arrays.erase_rows([record["row"]])  # what it says of bytes is not to be believed
 
     def _encoded(
         self, density: ChargeDensity, record: Mapping[str, Any]

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import operator
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chgdb.places import Place, RemotePath
 
-__all__ = ["NO_SUMS", "UNSEALED", "damaged_blocks", "restored", "seal", "seal_holds", "sealed"]
+__all__ = [
+    "NO_SUMS",
+    "UNSEALED",
+    "damaged_blocks",
+    "one_byte",
+    "restored",
+    "seal",
+    "seal_holds",
+    "sealed",
+]
 
 _SEAL = b"chgdb:sha256:"
 _SUMS = b"chgdb:crc32:"
@@ -133,7 +143,7 @@ def restored(content: bytes) -> bytes | None:
         difference = int(digits, 16) ^ zlib.crc32(_block(fixed, first, last, _places(fixed)))
     except ValueError:
         return None
-    for place, change in _one_byte(difference, last - first):
+    for place, change in one_byte(difference, last - first):
         fixed[first + place] ^= change
         if _holds(fixed):
             return bytes(fixed)
@@ -156,13 +166,20 @@ def _tried(content: bytearray) -> bytes | None:
     return None
 
 
-def _one_byte(difference: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a byte may have changed, and by which bits, for a CRC-32 to differ so.
+def one_byte(
+    difference: int, size: int, checksum: Callable[[bytes], int] = zlib.crc32
+) -> Iterator[tuple[int, int]]:
+    """Where one byte may have changed, and by which bits, for a CRC-32 to differ so.
 
     CRC-32 is linear: a change of the last byte by v differs by c(v), and of the byte before by the
     same after one more byte 0. So zeros are taken off the difference until it is that of one byte.
+
+    Args:
+        difference: exclusive or of the two checksums.
+        size: bytes that they are of.
+        checksum: CRC-32, or another of 32 reflected bits, such as CRC-32C.
     """
-    of_byte = [zlib.crc32(bytes([v])) ^ zlib.crc32(b"\0") for v in range(256)]
+    of_byte = [checksum(bytes([v])) ^ checksum(b"\0") for v in range(256)]
     by_difference = {difference: v for v, difference in enumerate(of_byte) if v}
     by_high = {entry >> 24: v for v, entry in enumerate(of_byte)}
     for place in range(size - 1, -1, -1):
@@ -178,9 +195,12 @@ def _nearest(content: bytes, text: bytes) -> int | None:
         return found
     half = len(text) // 2
     for part, offset in ((text[:half], 0), (text[half:], half)):
-        place = content.rfind(part) - offset
-        if place >= 0 and sum(a != b for a, b in zip(content[place:], text, strict=False)) == 1:
-            return place
+        end = len(content)
+        while (found := content.rfind(part, 0, end)) >= 0:
+            place, end = found - offset, found + len(part) - 1
+            there = content[place : place + len(text)] if place >= 0 else b""
+            if len(there) == len(text) and sum(map(operator.ne, there, text)) == 1:
+                return place
     return None
 
 

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "keras_weights",
         "lock",
         "cluster",
+        "chunks",
         "trees",
     ),
     (

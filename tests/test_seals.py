@@ -12,6 +12,7 @@ from chgdb.seals import NO_SUMS, UNSEALED, damaged_blocks, restored, seal, seal_
 
 BODY = bytes(range(256)) * 20
 PLAIN = sealed(b'{"a": 1, "seal": "' + UNSEALED.encode() + b'"}\n')
+SEAL_FIRST = sealed(BODY + UNSEALED.encode() + b" " + NO_SUMS.encode() + BODY[:77])
 WITH_SUMS = sealed(BODY + NO_SUMS.encode() + b" " + UNSEALED.encode() + BODY[:77])
 
 
@@ -19,13 +20,21 @@ def flipped(content: bytes, place: int, change: int) -> bytes:
     return content[:place] + bytes([content[place] ^ change]) + content[place + 1 :]
 
 
-@pytest.mark.parametrize("content", [PLAIN, WITH_SUMS])
+@pytest.mark.parametrize("content", [PLAIN, WITH_SUMS, SEAL_FIRST])
 @given(data=st.data())
 def test_any_byte_is_told_and_mended(content: bytes, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(content) - 1))
     damaged = flipped(content, place, data.draw(st.integers(1, 255)))
     assert seal_holds(damaged) is not True
     assert restored(damaged) == content
+
+
+@pytest.mark.parametrize("content", [WITH_SUMS, SEAL_FIRST])
+def test_every_byte_of_seal_and_sums_is_mended(content: bytes) -> None:
+    for text in (b"chgdb:sha256:", b"chgdb:crc32:"):
+        start = content.rfind(text)
+        for place in range(start - 2, start + 90):
+            assert restored(flipped(content, place, 64)) == content
 
 
 @given(st.data())
