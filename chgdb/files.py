@@ -25,6 +25,7 @@ from chgdb.places import SCHEME, Place, RemotePath
 __all__ = [
     "COMPRESSIONS",
     "HEAD",
+    "LARGEST_TABLE",
     "PARTIAL_SUFFIX",
     "UNPACK_ERRORS",
     "Compression",
@@ -90,6 +91,9 @@ def compression_of(head: bytes) -> Compression | None:
 
 HEAD = 2**24
 """Bytes by which a file is recognised, more than the header of 200,000 atoms takes."""
+
+LARGEST_TABLE = 2**28
+"""Bytes of a CSV file; a million materials take some 200 MB."""
 
 UNPACK_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 """What reading a damaged file raises, compressed or not."""

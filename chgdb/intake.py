@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import math
 import multiprocessing
 import os
 import signal
 import threading
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from chgdb.density import ChargeDensity
 from chgdb.errors import ChgdbError, InputError
-from chgdb.files import reason, shown
+from chgdb.files import LARGEST_TABLE, read_content, reason, shown
 from chgdb.formats import default_id, file_sha256, read_density
 from chgdb.schema import PROPERTIES, check_id
 from chgdb.symmetry import Symmetry, find_symmetry
@@ -405,34 +404,34 @@ def read_properties(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def read_materials(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Formula and properties by material id, from a CSV file (.gz too), units as in the schema.
+    """Formula and properties by material id, from a CSV file, units as in the schema.
 
-    The column `material_id` or `id` names the material; empty cells and "nan" are left out.
+    The column `material_id` or `id` names the material; empty cells and "nan" are left out. The
+    file may be compressed.
 
     Raises:
         InputError: the file cannot be read, or has no id or an unknown column, names a material
             twice, or holds a value that is none.
     """
-    opener = gzip.open if str(path).endswith(".gz") else open
+    content = read_content(path, LARGEST_TABLE)
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            key, names = _property_columns(reader.fieldnames or [])
-            table: dict[str, dict[str, Any]] = {}
-            for row in reader:
-                try:
-                    material_id = check_id(row[key] or "")
-                    if material_id in table:
-                        raise InputError(f"{material_id} is there twice")
-                    table[material_id] = _properties(row, names)
-                    if formula := (row.get("formula") or "").strip():
-                        table[material_id]["formula"] = formula
-                except InputError as error:
-                    raise InputError(f"line {reader.line_num}: {error}") from error
-            return table
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        key, names = _property_columns(reader.fieldnames or [])
+        table: dict[str, dict[str, Any]] = {}
+        for row in reader:
+            try:
+                material_id = check_id(row[key] or "")
+                if material_id in table:
+                    raise InputError(f"{material_id} is there twice")
+                table[material_id] = _properties(row, names)
+                if formula := (row.get("formula") or "").strip():
+                    table[material_id]["formula"] = formula
+            except InputError as error:
+                raise InputError(f"line {reader.line_num}: {error}") from error
+        return table
     except InputError as error:
         raise InputError(f"{shown(path)}: {error}") from error
-    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
+    except (csv.Error, ValueError) as error:
         raise InputError(
             f"{shown(path)}: not a readable table of properties ({reason(error)})"
         ) from error

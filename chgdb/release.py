@@ -17,6 +17,7 @@ A value is taken if it can be one of a solid:
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from chgdb.elasticity import poisson_ratio, youngs_modulus
 from chgdb.errors import InputError
-from chgdb.files import reason, shown
+from chgdb.files import LARGEST_TABLE, read_content, reason, shown
 from chgdb.query import canonical_formula
 from chgdb.schema import check_id
 from chgdb.symmetry import Symmetry, space_group
@@ -136,14 +137,14 @@ def read_table(path: str | Path) -> ReleaseTable:
     Raises:
         InputError: the file cannot be read, or lacks a column.
     """
+    content = read_content(path, LARGEST_TABLE)
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(f"{shown(path)}: no table of the release; it lacks {missing[0]}")
-            return _read_rows((reader.line_num, row) for row in reader)
-    except (OSError, csv.Error, ValueError) as error:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(f"{shown(path)}: no table of the release; it lacks {missing[0]}")
+        return _read_rows((reader.line_num, row) for row in reader)
+    except (csv.Error, ValueError) as error:
         raise InputError(f"{shown(path)}: not a readable table ({reason(error)})") from error
 
 

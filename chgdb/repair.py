@@ -71,6 +71,14 @@ LOST = "lost.txt"
 _NAMES = tuple(COLUMNS)
 _OF_DENSITIES = _NAMES[_NAMES.index("source") : _NAMES.index("added")]
 _OF_PAYLOADS = tuple(name for name in _NAMES if name.startswith("payload_"))
+_OF_LATENTS = ("latent_nmae", "latent_max_error", "latent_electron_error", "latent_coarse")
+_IN_ARRAYS = (
+    ("grid_a", "grid_b", "grid_c"),
+    ("work_grid_a", "work_grid_b", "work_grid_c"),
+    ("n_electrons",),
+)
+"""Columns that follow from an array, which is called as they are."""
+
 _OF_STRUCTURES = ("lattice", "species", "frac_coords")
 _REMADE = _NAMES[_NAMES.index("formula") : _NAMES.index("source")]
 """Columns that follow from the structure, and itself."""
@@ -382,6 +390,16 @@ class _Work:
             return None
         for name in sorted(absent & _FREE):
             self._lose(f"record {row['id']}: {name}, if it was known")
+        gone -= self._from_arrays(row, gone)
+        if gone & {*_OF_LATENTS}:
+            row |= dict.fromkeys(_OF_LATENTS)
+            gone -= {*_OF_LATENTS}
+            self._lose(f"record {row['id']}: the errors of its latent, if it has one")
+        if gone & {*_OF_PAYLOADS} and "work_grid_a" not in gone and row["work_grid_a"] is not None:
+            row |= dict.fromkeys(_OF_PAYLOADS)
+            gone -= {*_OF_PAYLOADS}
+            what = "its payload (its description is damaged); the latent is left"
+            self._lose(f"record {row['id']}: {what}", row["id"], row["source_sha256"])
         if not gone:
             return row
         try:
@@ -400,6 +418,19 @@ class _Work:
             row |= dict.fromkeys(_REMADE)
             self._lose(f"record {row['id']}: its structure, if it was known")
         return {**row, **{name: made.get(name) for name in gone if name in made}, **_base(made)}
+
+    def _from_arrays(self, row: dict[str, Any], gone: set[str]) -> set[str]:
+        """Fill in the columns of a density that the arrays hold, too; which these are."""
+        found = set()
+        with suppress(StoreError):
+            arrays = LatentArrays.open(self.store / ARRAYS_FOLDER)
+            for names in _IN_ARRAYS:
+                if gone & {*names}:
+                    array = names[0].removesuffix("_a")
+                    held = arrays.block(array, row["row"], row["row"] + 1).reshape(-1).tolist()
+                    row |= {name: value or None for name, value in zip(names, held, strict=True)}
+                    found |= {*names}
+        return found
 
     def _lose_density(self, row: Mapping[str, Any], what: str) -> None:
         what = f"record {row['id']}: its density ({what} is damaged)"

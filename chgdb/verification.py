@@ -649,6 +649,8 @@ class _Walk:
         except (ChgdbError, ValueError, TypeError, KeyError) as error:
             yield self._error(where, f"its latent cannot be decoded ({self._short(error)})", _ADD)
             return
+        if record["latent_nmae"] is None:  # lost, and not known any more
+            return
         if exact is not None:
             yield from self._check_error(where, "latent", latent, exact, record)
         if self.deep and density is not None and density.grid == latent.grid:
@@ -681,13 +683,18 @@ class _Walk:
         exact: ChargeDensity,
         record: Mapping[str, Any],
     ) -> Iterator[Finding]:
-        """The stored error of what was decoded, computed anew from the source."""
+        """The stored error of what was decoded, computed anew from the source.
+
+        That of a latent may be larger by twice the error of the payload, as `repair` stores it that
+        made the latent from the payload.
+        """
         if density.grid != exact.grid:
             yield self._error(where, f"its source has the grid {exact.grid}", _ADD)
             return
         nmae, stored = compare(density, exact).nmae, record[f"{what}_nmae"]
         slack = _DECODER_ROUNDING if what == "latent" else _ROUNDING * 100
-        if not abs(nmae - stored) <= slack:
+        beyond = 2 * (record["payload_nmae"] or 0.0) if what == "latent" else 0.0
+        if not -slack <= stored - nmae <= slack + beyond:
             yield self._error(
                 where, f"{what}_nmae is {stored:g} %, but {nmae:g} % from its source", _ADD
             )

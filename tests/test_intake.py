@@ -224,7 +224,7 @@ def test_broken_tables_name_the_line(tmp_path: Path, text: str, problem: str) ->
     ("name", "content"),
     [
         ("a.csv", b"id,split\na,\xff\n"),
-        ("a.csv.gz", b"not gzip"),
+        ("a.csv.gz", b"\x1f\x8b not gzip"),
         ("a.csv.gz", gzip.compress(b"id,split\na,train\n")[:20]),
         ("a.csv", b"id,split\na," + b"x" * 200_000 + b"\n"),
     ],
@@ -233,15 +233,32 @@ def test_broken_tables_name_the_line(tmp_path: Path, text: str, problem: str) ->
 def test_unreadable_tables(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(InputError, match="not a readable table of properties") as caught:
+    problem = "not a readable table of properties|cannot be read"
+    with pytest.raises(InputError, match=problem) as caught:
         read_properties(path)
     assert "\n" not in str(caught.value)
 
 
 def test_tables_that_are_not_there(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.csv"):
-        with pytest.raises(InputError, match="not a readable table"):
+        with pytest.raises(InputError, match="cannot be read"):
             read_properties(path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a device of Linux")
+def test_a_table_without_an_end_takes_no_memory() -> None:
+    with pytest.raises(InputError, match="not a regular file"):
+        read_properties("/dev/zero")
+
+
+def test_a_table_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chgdb.intake.LARGEST_TABLE", 1000)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"id,split\n" + b"\n" * 1000))
+    with pytest.raises(InputError, match="holds more than 1000 bytes"):
+        read_properties(path)
 
 
 def test_the_table_of_the_paper(shared: Path) -> None:
