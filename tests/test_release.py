@@ -190,10 +190,10 @@ def test_materials_of_one_name_are_not_guessed(tmp_path: Path) -> None:
 
 
 def test_no_table(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a readable table|cannot be read"):
+    with pytest.raises(InputError, match=r"not a readable table|cannot be read"):
         read_table(tmp_path / "missing.csv")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a readable table|cannot be read"):
+    with pytest.raises(InputError, match=r"not a readable table|cannot be read"):
         read_table(tmp_path / "binary.csv")
     (tmp_path / "other.csv").write_text("material_id,formula_pretty\n")
     with pytest.raises(InputError, match="no table of the release; it lacks space_group_number"):
