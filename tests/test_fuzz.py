@@ -25,7 +25,7 @@ try:
 finally:
     sys.path.remove(str(SCRIPTS))
 
-CASES = 60
+CASES = 25
 """Of every target."""
 
 TOYS = """
