@@ -41,7 +41,8 @@ SHARED = Path(__file__).parents[2] / "shared" / "chgcar"
 STRICTER = re.compile(
     r"augmentation|magnetic moments|ends after 3 blocks|a fifth block|ends inside the number"
     r"|unexpected text|more values than|a block with another grid|keep one density per file"
-    r"|after block|a line of more than|'[^']{32}\.\.\.' is not a|a scale factor|scale factors, found '[^']{32}\."
+    r"|after block|a line of more than|'[^']{32}\.\.\.' is not a|a scale factor"
+    r"|scale factors, found '[^']{32}\."
     r"|no \(finite\) volume|correct the header|overflow"
 )
 """Why chgdb refuses what a reader that looks for values alone would read."""
