@@ -204,7 +204,7 @@ def test_frame_types_do_not_depend_on_the_values(filled: Table) -> None:
 def test_get(filled: Table) -> None:
     assert [row["id"] for row in filled.get(["mp-4", "mp-0"])] == ["mp-4", "mp-0"]
     assert filled.get([]) == []
-    with pytest.raises(UnknownIdError, match="no record mp-9, Ω"):
+    with pytest.raises(UnknownIdError, match="no record 'mp-9, Ω'"):
         filled.get(["mp-1", "mp-9", "Ω"])
 
 

@@ -119,12 +119,14 @@ def test_what_a_crash_leaves_is_noted_and_gone_after_the_next_add(
     path = make_file("mp-1.npz" if replaced else "mp-5.npz", electrons=5.0, species=("Si",))
     database = Database(store)
     crash(monkeypatch, Table, "append", lambda: database.add(path, on_conflict="replace"))
-    (note,) = told(store)
+    note, of_bytes = told(store)
+    assert "belong to no row and are not erased" in of_bytes
     assert note.startswith("note: latents.zarr, rows 4 to 4: hold what no record names")
     database.add(path, on_conflict="replace")
     assert told(store) == []
     crash(monkeypatch, LatentArrays, "erase", lambda: database.remove("mp-0"))
-    (note,) = told(store)
+    note, of_bytes = told(store)
+    assert "belong to no row and are not erased" in of_bytes
     assert note.startswith("note: latents.zarr, rows 0 to 0: hold what no record names")
 
 
