@@ -103,9 +103,11 @@ _GROUP = {
 }
 """What the group's `zarr.json` holds besides attributes and the metadata of the arrays."""
 
-_ADD = "restore the store from a copy, or: chgdb add FILE --id ID --on-conflict replace"
-_ANEW = "restore it from a copy of the store, or remove it and: chgdb predict --all"
-_RESTORE = "restore it from a copy of the store"
+_ADD = (
+    "chgdb verify --repair restores what it can; or: chgdb add FILE --id ID --on-conflict replace"
+)
+_ANEW = "chgdb verify --repair, then: chgdb predict --all"
+_RESTORE = "chgdb verify --repair restores what it can; a copy of the store has the rest"
 _COMPACT = "chgdb compact clears it away"
 
 
