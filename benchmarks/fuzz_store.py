@@ -21,6 +21,7 @@ import chgdb.archive as archive
 from chgdb.database import Database
 from chgdb.density import ChargeDensity, Structure
 from chgdb.parquet import quoted
+from chgdb.schema import LARGEST_GRID
 from chgdb.seals import NO_SUMS, UNSEALED, seal
 
 __all__ = ["TARGETS"]
@@ -95,7 +96,7 @@ def payload_case(rng: np.random.Generator, samples: list[Sample]) -> Outcome:
         head[int(rng.integers(0, 4))] = int(
             rng.choice([0, 1, 2, 3, 4, 7, 64, 2**10, 10**5, 2**31, 2**63, 2**70])
         )
-        if MOST_POINTS < head[0] * head[1] * head[2] <= archive.MOST_POINTS:
+        if MOST_POINTS < head[0] * head[1] * head[2] <= LARGEST_GRID:
             head[:3] = [10**5] * 3
     if rng.random() < 0.8:
         body = damaged(rng, body, other.data)

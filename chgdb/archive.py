@@ -26,6 +26,7 @@ from chgdb.grid import fourier_resample
 from chgdb.library import LATEST
 from chgdb.metrics import DensityError, compare
 from chgdb.multipoles import n_images
+from chgdb.schema import LARGEST_GRID
 
 __all__ = ["Payload", "Tolerance", "check", "decode", "encode"]
 
@@ -35,9 +36,6 @@ _LOSSLESS, _GRID, _CRYSTAL = 0, 1, 2
 """How a field is written; `_CRYSTAL` plus n - 1 for atom library n."""
 
 _ZSTD_LEVEL = 19
-MOST_POINTS = 2**27
-"""Of a grid: 512^3, as many as are decoded (`database.LARGEST_GRID`)."""
-
 _FEWEST_ELECTRONS = 0.5
 """In the cell; with fewer, `crystal` would keep their number less exactly than is promised."""
 
@@ -121,7 +119,7 @@ def _encoded(density: ChargeDensity, tolerance: Tolerance) -> Payload:
     structure = density.structure
     if not density.values.any():
         raise InputError("the density is zero everywhere")
-    if density.values.size > MOST_POINTS:
+    if density.values.size > LARGEST_GRID:
         grid = " x ".join(map(str, density.grid))
         raise InputError(f"a grid of {grid} points is more than 512^3, as many as are kept")
     spins = () if density.magnetization is None else density.magnetization
@@ -343,7 +341,7 @@ def _unpacked(data: bytes, structure: Structure) -> tuple[Grid, list[tuple[int, 
         )
     try:
         (n1, n2, n3, n_fields), position = _varints(content, 0, 4)
-        if min(n1, n2, n3) < 1 or n1 * n2 * n3 > MOST_POINTS or n_fields not in (1, 2, 4):
+        if min(n1, n2, n3) < 1 or n1 * n2 * n3 > LARGEST_GRID or n_fields not in (1, 2, 4):
             raise StoreError("a payload is damaged: its grid cannot be")
         fields = []
         for index in range(n_fields):

@@ -35,7 +35,6 @@ from chgdb.files import (
     reason,
     remove_partials,
     replace_file,
-    replacing,
     sync_folder,
 )
 from chgdb.places import Place, RemotePath, as_os_error
@@ -44,7 +43,7 @@ from chgdb.schema import (
     check_id,
     check_packing,
 )
-from chgdb.seals import UNSEALED, seal, seal_holds
+from chgdb.seals import UNSEALED, seal_holds, sealed
 
 __all__ = [
     "RECORDED",
@@ -869,9 +868,7 @@ def _commit(path: Place, n_rows: int, n_bytes: int) -> None:
 def _write_metadata(path: Place, root: dict[str, Any]) -> None:
     """Write the metadata of the group, sealed."""
     root["attributes"] = {**root.get("attributes", {}), SEAL: UNSEALED}
-    with replacing(path / _METADATA, StoreError, durable=True) as partial:
-        partial.write_text(json.dumps(root, indent=2) + "\n", encoding="utf-8")
-        seal(partial)
+    replace_file(path / _METADATA, sealed((json.dumps(root, indent=2) + "\n").encode()))
 
 
 def _check_array(path: Place, array: zarr.Array[Any]) -> None:

@@ -975,28 +975,23 @@ def verify(
     Errors are what is lost or contradicts itself; notes are leftovers that harm nothing. The exit
     code is 1 if there are errors, with --repair if there are still.
     """
+    from chgdb.resources import find_store
+    from chgdb.verification import verify
+
+    path, found = find_store(store), None
     if repair:
         from chgdb.repair import repair as repaired
-        from chgdb.resources import find_store as find
 
-        report = repaired(find(store), sources=sources, device=device)
+        report = repaired(path, sources=sources, device=device)
         for line in report.done:
             _say(f"restored: {line}")
         for line in report.lost:
             _say(f"lost: {line}")
-    from chgdb.resources import find_store
-    from chgdb.verification import verify
-
-    with progress_bar("verifying") as progress:
-        found = list(
-            verify(
-                find_store(store),
-                deep=deep,
-                sources=sources,
-                device=device,
-                progress=_heeding_interrupts(progress),
-            )
-        )
+        found = None if deep or sources else report.left  # it has looked at all else already
+    if found is None:
+        with progress_bar("verifying") as progress:
+            looked = _heeding_interrupts(progress)
+            found = list(verify(path, deep=deep, sources=sources, device=device, progress=looked))
     if format is Report.TABLE:
         for finding in found:
             show_text(str(finding))

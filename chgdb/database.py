@@ -60,6 +60,7 @@ from chgdb.schema import (
     ENCODER_FOLDER,
     FORMAT_VERSION,
     INFO_FILE,
+    LARGEST_GRID,
     PREDICTED,
     PREDICTION_COLUMNS,
     PROPERTIES,
@@ -143,9 +144,6 @@ _SUMMARY = {
 
 _OF_ANSWERS = ("columns", "sort", "descending", "limit")
 """The filters that say how an answer looks, not which records it has."""
-
-LARGEST_GRID = 2**27
-"""Points of a grid to decode on: 512^3, 1 GB as an array and 3 GB while it is made."""
 
 
 @dataclass

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from chgdb.errors import FormatVersionError, InputError, StoreError
-from chgdb.files import place, reason, replacing
+from chgdb.files import place, reason, replace_file
 from chgdb.places import Place
-from chgdb.seals import UNSEALED, seal, seal_holds
+from chgdb.seals import UNSEALED, seal_holds, sealed
 
 __all__ = [
     "ARRAYS_FOLDER",
@@ -26,6 +26,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "INFO_FILE",
+    "LARGEST_GRID",
     "LATENT_BOX",
     "PREDICTED",
     "PREDICTIONS",
@@ -57,6 +58,9 @@ PREDICTIONS_FOLDER = "predictions"
 
 LATENT_BOX = 128
 """Grid points along an axis that a latent array stands for, however many points it has itself."""
+
+LARGEST_GRID = 2**27
+"""Points of a grid to keep or to decode on: 512^3, 1 GB as an array and 3 GB while it is made."""
 
 SOURCES = ("dft", "charge3net")
 """Where a density may come from: a calculation, or a network that predicts densities."""
@@ -395,9 +399,7 @@ class StoreInfo:
         """
         content = {"format": FORMAT, "format_version": self.format_version, **asdict(self)}
         text = json.dumps({**content, "seal": UNSEALED}, indent=2, ensure_ascii=False) + "\n"
-        with replacing(place(store) / INFO_FILE, StoreError, durable=True) as partial:
-            partial.write_bytes(text.encode())
-            seal(partial)
+        replace_file(place(store) / INFO_FILE, sealed(text.encode()))
 
     @classmethod
     def load(cls, store: str | Place) -> StoreInfo:

@@ -12,6 +12,7 @@ import operator
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from chgdb.places import Place, RemotePath
 
@@ -39,6 +40,7 @@ NO_SUMS = f"{_SUMS.decode()}{'0' * 8 * _BLOCKS}"
 """Text in a file that `seal` replaces by the CRC-32 of 256 blocks of it; it needs no such place."""
 
 _Content = bytes | bytearray | mmap.mmap
+_T = TypeVar("_T")
 
 
 def seal(path: str | Path) -> None:
@@ -87,13 +89,7 @@ def seal_holds(path: Place | bytes) -> bool | None:
         return _holds(path)
     if isinstance(path, RemotePath):
         return _holds(path.read_bytes())
-    with path.open("rb") as file:
-        try:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:  # an empty file
-            return None
-        with content:
-            return _holds(content)
+    return _of_content(path, _holds)
 
 
 def damaged_blocks(path: Path) -> list[tuple[int, int]] | None:
@@ -104,13 +100,18 @@ def damaged_blocks(path: Path) -> list[tuple[int, int]] | None:
     Raises:
         OSError: the file cannot be read.
     """
+    return _of_content(path, _damaged)
+
+
+def _of_content(path: Path, tell: Callable[[mmap.mmap], _T | None]) -> _T | None:
+    """What a function tells of the content of a file; None of an empty one."""
     with path.open("rb") as file:
         try:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:  # an empty file
             return None
         with content:
-            return _damaged(content)
+            return tell(content)
 
 
 def restored(content: bytes) -> bytes | None:
