@@ -142,7 +142,7 @@ _SUMMARY = {
 }
 """What `Database.summary` tells of all records, in SQL."""
 
-_OF_ANSWERS = ("columns", "sort", "descending", "limit")
+_OF_ANSWERS = ("columns", "sort", "descending", "limit", "offset")
 """The filters that say how an answer looks, not which records it has."""
 
 
@@ -450,6 +450,7 @@ class Database:
         sort: str | None = None,
         descending: bool = False,
         limit: int | None = None,
+        offset: int = 0,
         **conditions: Unpack[Conditions],
     ) -> Selection:
         """The records that fit every filter given, as plain tuples.
@@ -462,8 +463,9 @@ class Database:
             sort: column to order by; by default the order of adding.
             descending: largest first.
             limit: most records to return.
+            offset: records to leave out before the first that is returned.
             **conditions: `formula`, `elements`, `exclude`, `chemsys`, `nelements`, `spacegroup`,
-                `crystal_system`, `source`, `ranges` and `where`, as of
+                `crystal_system`, `source`, `ranges`, `where` and `also`, as of
                 `chgdb.filters.condition_of`.
 
         Raises:
@@ -472,6 +474,8 @@ class Database:
         condition = condition_of(**conditions)
         if limit is not None and limit < 0:
             raise QueryError(f"limit {limit}: give a number that is not negative")
+        if offset < 0:
+            raise QueryError(f"offset {offset}: give a number that is not negative")
         names = None if columns is None else columns_named(columns)
         order_by = None if sort is None else column_named(sort)
         named = not PREDICTION_COLUMNS.keys().isdisjoint({*(names or ()), order_by})
@@ -482,6 +486,7 @@ class Database:
             order_by=order_by,
             descending=descending,
             limit=limit,
+            offset=offset,
             joined=self._derived.joined if named or condition.asks(PREDICTION_COLUMNS) else None,
         )
 

@@ -51,6 +51,7 @@ class Conditions(TypedDict, total=False):
     source: str | None
     ranges: Mapping[str, Range] | None
     where: str | None
+    also: Condition | None
 
 
 class Filters(Conditions, total=False):
@@ -60,6 +61,7 @@ class Filters(Conditions, total=False):
     sort: str | None
     descending: bool
     limit: int | None
+    offset: int
 
 
 def condition_of(
@@ -74,6 +76,7 @@ def condition_of(
     source: str | None = None,
     ranges: Mapping[str, Range] | None = None,
     where: str | None = None,
+    also: Condition | None = None,
 ) -> Condition:
     """The condition that records fit every filter given; lists may be written as text: "Ti,O".
 
@@ -89,6 +92,7 @@ def condition_of(
             without one.
         ranges: column -> its bounds.
         where: an expression over the columns (docs/cli.md).
+        also: a condition that another parser than that of `where` made of a user's text.
 
     Raises:
         QueryError: a filter that cannot be understood, or an unknown column.
@@ -109,6 +113,8 @@ def condition_of(
         condition &= _source_condition(source)
     if where is not None:
         condition &= parse_where(where, _column_kinds())
+    if also is not None:
+        condition &= also
     return condition
 
 

@@ -202,6 +202,7 @@ class Table:
         order_by: str | None = None,
         descending: bool = False,
         limit: int | None = None,
+        offset: int = 0,
         joined: Joined | None = None,
     ) -> Selection:
         """The records for which an SQL condition holds.
@@ -214,6 +215,7 @@ class Table:
             order_by: a column; nulls come last, ties in the order of adding.
             descending: largest first.
             limit: most records to return.
+            offset: records to leave out first.
             joined: more columns, null where they have no value; they are not among "all".
 
         Raises:
@@ -232,6 +234,8 @@ class Table:
         query += f" ORDER BY {quoted(order_by or 'row')} {direction} NULLS LAST, row"
         if limit is not None:
             query += f" LIMIT {min(operator.index(limit), _MANY)}"
+        if offset:
+            query += f" OFFSET {min(operator.index(offset), _MANY)}"
         return Selection(names, self._run(query, parameters, joined))
 
     def get(self, ids: Sequence[str]) -> list[dict[str, Any]]:
