@@ -547,8 +547,12 @@ def plot(
         str | None,
         typer.Option(metavar="FILE|ID", help="Show it and the difference beside the density."),
     ] = None,
-    normal: Annotated[str, typer.Option(help="Lattice vector the slice cuts: a, b or c.")] = "c",
-    at: Annotated[float, typer.Option(help="Fractional height of the slice.")] = 0.0,
+    normal: Annotated[
+        str, typer.Option(metavar="H,K,L", help="The plane: Miller indices, or the axis it cuts.")
+    ] = "c",
+    at: Annotated[
+        float, typer.Option(help="Where it is, as a fraction of the spacing of such planes.")
+    ] = 0.0,
     source: From = None,
     store: Store = None,
     device: Device = "auto",

@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "figures",
         "system_inputs",
         "filters",
+        "planes",
     ),
     (
         "codec",
