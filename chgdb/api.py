@@ -171,7 +171,9 @@ def make_api(
         return SimilarAnswer(rows=database.nearest(stored(material_id).record.id, n).rows())
 
     @router.post("/uploads", status_code=202)
-    async def upload(request: Request, name: Annotated[str, Query(max_length=1000)]) -> UploadAnswer:
+    async def upload(
+        request: Request, name: Annotated[str, Query(max_length=1000)]
+    ) -> UploadAnswer:
         """Send a density file, as the body; it is read and examined, which `GET` of it follows."""
         coming = uploads.expect(name)
         try:

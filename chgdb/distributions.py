@@ -98,7 +98,8 @@ def distributions(database: Database, **conditions: Unpack[Conditions]) -> Distr
         total=len(whole),
         selected=len(chosen),
         histograms=[
-            _histogram(name, _numbers(whole, i), _numbers(chosen, i)) for i, name in enumerate(SHOWN)
+            _histogram(name, _numbers(whole, i), _numbers(chosen, i))
+            for i, name in enumerate(SHOWN)
         ],
         crystal_systems=_systems(whole, chosen),
     )
@@ -108,9 +109,7 @@ def _numbers(rows: Sequence[tuple[Any, ...]], i: int) -> NDArray[np.float64]:
     return np.array([row[i] for row in rows if row[i] is not None], dtype=np.float64)
 
 
-def _histogram(
-    column: str, whole: NDArray[np.float64], chosen: NDArray[np.float64]
-) -> Histogram:
+def _histogram(column: str, whole: NDArray[np.float64], chosen: NDArray[np.float64]) -> Histogram:
     edges = np.empty(0)
     if len(whole):
         low, high = np.percentile(whole, [_OUTSIDE, 100 - _OUTSIDE])

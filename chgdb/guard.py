@@ -65,7 +65,9 @@ class Guard:
             return
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         most = self._most if scope["path"] == self._uploads else _SMALL_BODY
         refused = self._refusal(scope, headers)
         if refused:

@@ -163,7 +163,13 @@ class Subjects:
         if source not in subject.sources:
             there = ", ".join(subject.sources) or "nothing"
             raise InputError(f"{record.id}: no density from {brief(source)}; there is {there}")
-        key = (record.row["source_sha256"], record.id, record.row["row"], record.row["added"], source)
+        key = (
+            record.row["source_sha256"],
+            record.id,
+            record.row["row"],
+            record.row["added"],
+            source,
+        )
         return self._remembered(key, lambda: _decoded(subject, source))
 
     def _remembered(self, key: tuple[object, ...], make: Callable[[], Field]) -> Field:

@@ -173,7 +173,9 @@ class Uploads:
         try:
             return self._uploads[upload_id]
         except KeyError:
-            raise UnknownIdError("no such file; it may have been forgotten: drop it again") from None
+            raise UnknownIdError(
+                "no such file; it may have been forgotten: drop it again"
+            ) from None
 
     def forget(self, upload: Upload) -> None:
         """Stop working on a file and remove it."""

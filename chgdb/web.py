@@ -140,9 +140,7 @@ def serve(
             f"{host}:{port}: cannot be listened at ({reason(error)}); --port 0 takes any free port"
         ) from error
     token = secrets.token_urlsafe(32)
-    app = create_app(
-        database, host=host, token=token, most_bytes=most_bytes, originals=originals
-    )
+    app = create_app(database, host=host, token=token, most_bytes=most_bytes, originals=originals)
     config = uvicorn.Config(
         app,
         log_level="warning",

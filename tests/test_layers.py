@@ -18,7 +18,18 @@ PACKAGE = ROOT / "chgdb"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "elements", "nets", "property_nets", "perceptron", "places"),
-    ("files", "density", "query", "entropy", "library", "elasticity", "scores", "ranges", "seals", "guard"),
+    (
+        "files",
+        "density",
+        "query",
+        "entropy",
+        "library",
+        "elasticity",
+        "scores",
+        "ranges",
+        "seals",
+        "guard",
+    ),
     (
         "schema",
         "chgcar",
