@@ -1,0 +1,217 @@
+/** How properties and crystal systems are distributed: all materials, and those selected. */
+
+import { el, svg, unit } from "./http.js";
+import { label } from "./table.js";
+
+const WIDTH = 272;
+const HEIGHT = 62;
+const AXIS = 16;
+
+const many = (n) => n.toLocaleString("en");
+const shown = (x) => String(x).replace("-", "−");
+
+/** Round numbers between two bounds, about five of them. */
+export function ticks(low, high) {
+  const rough = (high - low) / 5;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((x) => x * power).find((x) => x >= rough * 0.8);
+  const first = Math.ceil(low / step - 1e-9);
+  const last = Math.floor(high / step + 1e-9);
+  return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+}
+
+/** Bins `from` to `to` as a range filter, with no more digits than tell the bins apart. */
+export function binRange(edges, from, to) {
+  const digits = Math.max(0, Math.ceil(-Math.log10(edges[1] - edges[0])) + 1);
+  const text = (edge) => String(Number(edge.toFixed(digits)));
+  return `${text(edges[from])}:${text(edges[to + 1])}`;
+}
+
+/** Both ends of "LOW:HIGH", "LOW:", ":HIGH" or "VALUE"; a missing one is infinite. */
+export function bounds(range) {
+  const [low, high = low] = range.split(":").map((part) => part.trim());
+  return [low === "" ? -Infinity : Number(low), high === "" ? Infinity : Number(high)];
+}
+
+function rangeText(range, unitText) {
+  const [low, high] = bounds(range).map((x) => (Number.isFinite(x) ? shown(x) : ""));
+  const text = low && high ? (low === high ? low : `${low} to ${high}`) : low ? `≥ ${low}` : `≤ ${high}`;
+  return unitText ? `${text} ${unitText}` : text;
+}
+
+/** One property; `pick(range)` is called with the bins that were clicked or dragged over, or null. */
+class Histogram {
+  constructor(data, pick) {
+    this.column = data.column;
+    this.unit = unit(data.unit);
+    this.edges = data.edges;
+    this.pick = pick;
+    const n = data.all.length;
+    const step = WIDTH / n;
+    const bars = (kind) => data.all.map((_, i) => svg("rect", { class: kind, x: i * step, width: Math.max(0.5, step - 0.8), y: HEIGHT, height: 0 }));
+    this.bars = { all: bars("all"), selected: bars("selected") };
+    this.band = svg("rect", { class: "band", y: 0, height: HEIGHT, width: 0 });
+    const low = data.edges[0];
+    const high = data.edges[n];
+    this.scale = (value) => (Math.max(0, Math.min(1, (value - low) / (high - low))) * WIDTH);
+    const axis = ticks(low, high).map((value) => {
+      const x = this.scale(value);
+      const anchor = x < 10 ? "start" : x > WIDTH - 12 ? "end" : "middle";
+      return [svg("line", { x1: x, x2: x, y1: HEIGHT, y2: HEIGHT + 3 }), svg("text", { x, y: HEIGHT + 14, "text-anchor": anchor }, shown(value))];
+    });
+    this.drawing = svg(
+      "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT + AXIS}`, role: "img" },
+      this.band, this.bars.all, this.bars.selected, svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT }), axis,
+    );
+    this.told = el("span", { class: "told" });
+    this.chip = el("button", { type: "button", class: "chip", hidden: true, onclick: () => this.pick(null) });
+    const title = label(data.column);
+    this.element = el(
+      "figure", { class: "histogram", "data-column": data.column, title: data.description },
+      el("figcaption", {}, el("b", {}, title.charAt(0).toUpperCase() + title.slice(1)), el("span", { class: "muted" }, this.unit), this.told, this.chip),
+      this.drawing,
+    );
+    this.#watch();
+  }
+
+  update(data, range) {
+    this.data = data;
+    this.range = range;
+    const most = Math.max(1, ...data.all);
+    for (const kind of ["all", "selected"]) {
+      for (const [i, bar] of this.bars[kind].entries()) {
+        const count = data[kind][i];
+        const height = count ? Math.max(1.5, (count / most) * (HEIGHT - 2)) : 0;
+        bar.setAttribute("y", HEIGHT - height);
+        bar.setAttribute("height", height);
+      }
+    }
+    const counts = `${many(data.selected_known)} of ${many(data.known)}`;
+    this.drawing.setAttribute("aria-label", `${label(this.column)}: selected are ${counts} known values`);
+    this.chip.hidden = !range;
+    if (range) {
+      const text = rangeText(range, this.unit);
+      this.chip.replaceChildren(text, el("span", { "aria-hidden": "true" }, "×"));
+      this.chip.setAttribute("aria-label", `Remove the range ${text} of ${label(this.column)}`);
+    }
+    this.#rest();
+  }
+
+  /** What stands there while nothing is pointed at: the counts, and the range that is asked for. */
+  #rest() {
+    const { data, range } = this;
+    this.told.textContent = range ? "" : `${many(data.selected_known)} of ${many(data.known)}`;
+    this.told.title = data.outside ? `${many(data.outside)} values lie beyond the axis` : "";
+    if (range) this.#bandOver(...bounds(range));
+    else this.band.setAttribute("width", 0);
+  }
+
+  #bandOver(low, high) {
+    const [x1, x2] = [this.scale(low), this.scale(high)];
+    this.band.setAttribute("x", x1);
+    this.band.setAttribute("width", Math.max(1, x2 - x1));
+  }
+
+  #bin(event) {
+    const { left, width } = this.drawing.getBoundingClientRect();
+    const n = this.edges.length - 1;
+    return Math.max(0, Math.min(n - 1, Math.floor(((event.clientX - left) / width) * n)));
+  }
+
+  #watch() {
+    let start = null;
+    const over = (event) => {
+      if (!this.data) return;
+      const bin = this.#bin(event);
+      const [from, to] = start === null ? [bin, bin] : [Math.min(start, bin), Math.max(start, bin)];
+      const sum = (counts) => many(counts.slice(from, to + 1).reduce((a, b) => a + b, 0));
+      this.#bandOver(this.edges[from], this.edges[to + 1]);
+      this.chip.hidden = true;
+      this.told.textContent = `${rangeText(binRange(this.edges, from, to), "")}: ${sum(this.data.selected)} of ${sum(this.data.all)}`;
+    };
+    const leave = () => {
+      start = null;
+      if (!this.data) return;
+      this.chip.hidden = !this.range;
+      this.#rest();
+    };
+    this.drawing.addEventListener("pointermove", over);
+    this.drawing.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
+      start = this.#bin(event);
+      if (event.pointerType === "mouse") {
+        event.preventDefault();
+        this.drawing.setPointerCapture(event.pointerId);
+      }
+    });
+    this.drawing.addEventListener("pointerup", (event) => {
+      if (start === null) return;
+      const bin = this.#bin(event);
+      const range = binRange(this.edges, Math.min(start, bin), Math.max(start, bin));
+      leave();
+      this.pick(range === this.range ? null : range);
+    });
+    this.drawing.addEventListener("pointerleave", () => {
+      if (start === null) leave();
+    });
+    this.drawing.addEventListener("pointercancel", leave);
+  }
+}
+
+/**
+ * All of them, for GET /api/distributions.
+ *
+ * `on.range(column, range or null)` and `on.system(name or null)` are called when a range of
+ * bins or a crystal system is chosen or no longer wanted.
+ */
+export class Histograms {
+  constructor(on) {
+    this.on = on;
+    this.charts = new Map();
+    this.systems = new Map();
+    this.list = el("div", { class: "systems" });
+    this.element = el("aside", { class: "histograms", "aria-label": "Distributions" });
+  }
+
+  update(data, ranges, system) {
+    if (!this.charts.size) this.#make(data);
+    for (const histogram of data.histograms) {
+      this.charts.get(histogram.column)?.update(histogram, ranges.get(histogram.column));
+    }
+    const most = Math.max(1, ...data.crystal_systems.map((each) => each.all));
+    for (const each of data.crystal_systems) this.#updateSystem(each, most, system);
+  }
+
+  #make(data) {
+    for (const histogram of data.histograms) {
+      const { column } = histogram;
+      this.charts.set(column, new Histogram(histogram, (range) => this.on.range(column, range)));
+    }
+    this.list.append(...data.crystal_systems.map(({ name }) => this.#makeSystem(name)));
+    this.element.replaceChildren(
+      ...[...this.charts.values()].map((chart) => chart.element),
+      el("figure", { class: "histogram" }, el("figcaption", {}, el("b", {}, "Crystal system")), this.list),
+    );
+  }
+
+  #makeSystem(name) {
+    const parts = { all: el("i", { class: "all" }), selected: el("i", { class: "selected" }), count: el("span", { class: "count" }) };
+    const content = [el("span", {}, name ?? "not known"), el("span", { class: "track" }, parts.all, parts.selected), parts.count];
+    parts.row = name === null
+      ? el("div", { class: "system" }, content)
+      : el("button", { type: "button", class: "system", "data-system": name, onclick: () => this.on.system(parts.row.getAttribute("aria-pressed") === "true" ? null : name) }, content);
+    this.systems.set(name, parts);
+    return parts.row;
+  }
+
+  #updateSystem({ name, all, selected }, most, chosen) {
+    const parts = this.systems.get(name);
+    if (!parts) return;
+    const share = (count) => (count ? `max(2px, ${(100 * count) / most}%)` : "0");
+    parts.all.style.width = share(all);
+    parts.selected.style.width = share(selected);
+    parts.count.textContent = many(selected);
+    parts.row.title = `${many(selected)} of ${many(all)}`;
+    if (name !== null) parts.row.setAttribute("aria-pressed", name === chosen);
+  }
+}
