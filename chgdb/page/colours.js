@@ -80,9 +80,9 @@ export function ticks({ low, high, log }) {
     const within = tens.filter((value) => value >= low * 0.999 && value <= high * 1.001);
     return within.length > 6 ? within.filter((value) => /^1/.test(value.toExponential())) : within;
   }
-  const raw = (high - low) / 4;
+  const raw = (high - low) / 5.01;
   const ten = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find((factor) => factor * ten >= raw) * ten;
+  const step = [1, 2, 2.5, 5, 10].find((factor) => factor * ten >= raw) * ten;
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i += 1) found.push(Number((i * step).toPrecision(12)));
   return found;

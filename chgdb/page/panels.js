@@ -104,7 +104,7 @@ const FLAGS = {
 
 /** "bulk_modulus" as people write it. */
 function words(name) {
-  const text = name.replace(/_/g, " ");
+  const text = name.replace(/_/g, " ").replace("youngs", "young's").replace(/ (clarke|cahill)$/, ", $1").replace(/^is gap/, "gap is").replace("poisson", "Poisson").replace(/(clarke|cahill|debye)/, (word) => word[0].toUpperCase() + word.slice(1));
   return text[0].toUpperCase() + text.slice(1);
 }
 

@@ -7,6 +7,7 @@ import { differences, quantile, sourceName } from "./viewer.js";
 const PRESETS = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, -1, 0], [1, 1, 1]];
 const POINTS = 200;
 const MARGIN = 0.18; // of the cell, shown around it
+const HIGHEST = 360; // pixels
 const DECADES = 1000; // a logarithmic scale spans three powers of ten
 
 /** Indices as crystallographers write them: (1 -1 0) with an overbar. */
@@ -98,7 +99,7 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
     paint();
   } }, name));
   const problem = el("div", { role: "status" });
-  const board = el("div", { class: "slices" });
+  const board = el("div", { class: "boards" });
   const keys = el("div", { class: "keys" });
   const readout = el("p", { class: "readout small", "aria-live": "off" });
   const view = el("div", { class: "slice-view" },
@@ -107,7 +108,7 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
       el("div", { class: "field position" }, el("span", { class: "small muted" }, "Position ", place), slider),
       el("label", { class: "field" }, "Plane", atoms),
       el("div", { class: "field" }, el("span", { class: "small muted" }, "Colours"), el("div", { class: "row joined", role: "group", "aria-label": "Scale of the colours" }, scales))),
-    problem, board, readout, keys);
+    problem, board, readout);
   root.append(view);
 
   function height(x) {
@@ -183,10 +184,13 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
     panels = specs.map((spec) => {
       const canvas = el("canvas", { role: "img", onpointermove: (event) => hover(event, canvas), onpointerleave: () => hover(null) });
       const value = el("span", { class: "slice-value" });
-      const figure = el("figure", { class: "slice", "data-source": spec.key }, el("figcaption", {}, el("span", {}, caption(spec)), value), canvas);
-      return { ...spec, canvas, value, figure };
+      const bar = el("div", {});
+      const figure = el("figure", { class: "slice", "data-source": spec.key }, el("figcaption", {}, el("span", {}, caption(spec)), value), canvas, bar);
+      return { ...spec, canvas, value, bar, figure };
     });
-    board.replaceChildren(...panels.map((panel) => panel.figure));
+    const of = (signed) => panels.filter((panel) => panel.signed === signed).map((panel) => panel.figure);
+    const kept = of(true);
+    board.replaceChildren(...(kept.length > 1 ? [el("div", { class: "slices" }, of(false)), keys, el("div", { class: "slices" }, kept)] : [el("div", { class: "slices" }, panels.map((panel) => panel.figure)), keys]));
   }
 
   /** Name and stored error; a latent's or payload's difference from the original has that too. */
@@ -201,25 +205,25 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
     return second ? first.map((value, index) => value - second[index]) : first;
   }
 
-  /** The scales of the densities and of the differences. */
-  function scalesNow() {
-    let [high, low, most] = [0, Infinity, 0];
+  /** The one scale of all densities. */
+  function densityScale() {
+    let [high, low] = [0, Infinity];
     for (const panel of panels) {
+      if (panel.signed) continue;
       for (const value of panel.values) {
-        if (panel.signed) most = Math.max(most, Math.abs(value));
-        else {
-          high = Math.max(high, value);
-          low = Math.min(low, value);
-        }
+        if (value > high) high = value;
+        if (value < low) low = value;
       }
     }
     high ||= 1;
-    low = Math.min(low, high * 0.999);
-    // a few points of a difference must not make the rest of it white
-    const wide = Math.max(0, ...panels.filter((panel) => panel.signed).map((panel) => quantile(panel.values.map(Math.abs), 0.995))) || most || 1;
-    const density = state.log ? { low: Math.max(low, high / DECADES), high, log: true } : { low: Math.min(low, 0), high, log: false };
-    if (density.log && density.low >= density.high * 0.9) density.low = density.high / 10;
-    return { density, difference: { low: -wide, high: wide, log: false } };
+    if (!state.log) return { low: Math.min(low, 0), high, log: false };
+    return { low: Math.min(Math.max(low, high / DECADES), high / 10), high, log: true };
+  }
+
+  /** The scale of a difference: a few points must not make the rest of it white. */
+  function differenceScale({ values }) {
+    const wide = quantile(values.map(Math.abs), 0.998) || 1;
+    return { low: -wide, high: wide, log: false };
   }
 
   const repaint = debounced(() => plane && !closed && paint(), 60);
@@ -233,16 +237,16 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
   function paint() {
     if (!plane || !panels.length) return;
     for (const panel of panels) panel.values = valuesOf(panel.key);
-    const { density, difference } = scalesNow();
+    const density = densityScale();
     frame = windowOf(plane, panels[0].figure.clientWidth || 280);
     for (const panel of panels) {
-      drawPanel(panel, panel.signed ? difference : density);
+      const scale = panel.signed ? differenceScale(panel) : density;
+      drawPanel(panel, scale);
+      if (panel.signed) panel.bar.replaceChildren(colourBar(scale, DIVERGING, "e/Å³, a scale of its own"));
       const miller = plane.miller.join(" ");
       panel.canvas.setAttribute("aria-label", `${sourceName(panel.key)} in the plane (${miller}) at ${plane.at}`);
     }
-    const bars = [colourBar(density, SEQUENTIAL, "density, e/Å³")];
-    if (panels.some((panel) => panel.signed)) bars.push(colourBar(difference, DIVERGING, "difference, e/Å³"));
-    keys.replaceChildren(...bars, legend());
+    keys.replaceChildren(colourBar(density, SEQUENTIAL, "densities, e/Å³"), legend());
     view.dataset.miller = plane.miller.join(",");
     view.dataset.at = String(plane.at);
     view.dataset.scale = state.log ? "log" : "linear";
@@ -359,11 +363,11 @@ function windowOf({ u, v }, width) {
   const [bottom, top] = [Math.min(...corners.map(([, y]) => y)), Math.max(...corners.map(([, y]) => y))];
   const margin = MARGIN * Math.min(Math.hypot(...u), Math.hypot(...v));
   let [w, h] = [right - left + 2 * margin, top - bottom + 2 * margin];
-  // long and narrow planes are shown wider: more of the neighbouring cells
-  const [wide, high] = [Math.max(w, h / 1.6), Math.max(h, w / 1.6)];
+  // the window is never upright nor very flat: then it shows more of the neighbouring cells
+  const [wide, high] = [Math.max(w, h), Math.max(h, w / 1.7)];
   const [x0, y1] = [left - margin - (wide - w) / 2, top + margin + (high - h) / 2];
   [w, h] = [wide, high];
-  const scale = Math.min(width / w, (1.25 * width) / h);
+  const scale = Math.min(width / w, Math.min(1.25 * width, HIGHEST) / h);
   const area = u[0] * v[1] - u[1] * v[0];
   return {
     width: Math.floor(w * scale),

@@ -150,7 +150,7 @@ async function report(root, base, upload, ctx, signal) {
         found.predicted ? propertyTable({}, found.predicted, ctx.store.columns) : el("p", { class: "muted" }, found.predicted_error ?? "No prediction.")),
       el("section", { class: "card" }, el("h2", {}, "Structure and file"), facts(record, errors, upload.bytes)),
       el("section", { class: "card" }, el("h2", {}, "Nearest materials by density"),
-        found.similar ? neighbourTable(found.similar.rows) : el("p", { class: "muted" }, found.similar_error ?? "No neighbours."))));
+        found.similar ? neighbourTable(found.similar) : el("p", { class: "muted" }, found.similar_error ?? "No neighbours."))));
   root.dataset.state = "done";
   ctx.announce(`${upload.name}: ${record.formula}, read`);
   const panels = densityPanels(pictures, { structure, base, sources, errors });
@@ -179,11 +179,11 @@ function addCard(base, upload, ctx, signal) {
     told.replaceChildren(el("p", { class: "muted" }, "Adding…"), el("progress", { "aria-label": "Adding" }));
     try {
       await postJson(`${base}/add`, { id: id.value.trim(), on_conflict: conflict.value }, { token: ctx.token, signal });
-      const now = await polled(base, signal, (state) => state.added || state.add_error);
+      const now = await polled(base, signal, (state) => !state.adding);
       if (now.add_error) throw new HttpError(now.add_error);
-      told.replaceChildren(el("div", { class: "alert good" }, el("p", {}, "In the store as ", materialLink(now.added.id), ".")));
+      told.replaceChildren(el("div", { class: "alert good" }, el("p", {}, "In the store as ", materialLink(now.added), ".")));
       dispatchEvent(new Event("chgdb:stored"));
-      ctx.announce(`added as ${now.added.id}`);
+      ctx.announce(`added as ${now.added}`);
     } catch (error) {
       if (error.name === "AbortError") return;
       told.replaceChildren(errorPanel(error));

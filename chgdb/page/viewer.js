@@ -9,13 +9,14 @@ const STEPS = 1000;
 const MOST_LEVELS = LEVEL_COLOURS.length;
 const AXIS_COLOURS = ["#d1493f", "#3a9d5d", "#3f62d6"];
 const NEAR = 1e-3;
+const FROM_ABOVE = [-0.5974, -0.1489, 0.1906, 0.7646]; // quaternion of the first view: c up, a and b aside
 
 /** What the sources are called. */
 export const SOURCE_NAMES = { original: "original", payload: "payload-decoded", latent: "latent-decoded" };
 
-/** The differences that can be had of some sources: [minuend, subtrahend], the truth last. */
+/** The differences that can be had of some sources: [minuend, subtrahend]. */
 export function differences(sources) {
-  return [["payload", "original"], ["latent", "original"], ["latent", "payload"]]
+  return [["latent", "payload"], ["payload", "original"], ["latent", "original"]]
     .filter((pair) => pair.every((source) => sources.includes(source)));
 }
 
@@ -49,7 +50,7 @@ async function borrowStage(parent) {
   if (!stage) {
     const box = el("div", { class: "stage" });
     parent.append(box);
-    const viewer = library3d.createViewer(box, { backgroundAlpha: 0, antialias: true, disableFog: true, orthographic: true });
+    const viewer = library3d.createViewer(box, { antialias: true, upscale: false, disableFog: true, orthographic: true });
     if (!viewer) throw new Error("this browser cannot draw in three dimensions: it has no WebGL");
     stage = { box, viewer };
   } else {
@@ -140,8 +141,9 @@ export function crystalView(root, { structure, sources, field }) {
       model.setStyle({ elem: symbol }, { sphere: { radius: 0.18 + 0.25 * radius, color: colour } });
     }
     const style = getComputedStyle(view);
+    viewer.setBackgroundColor(style.getPropertyValue("--sunken"), 1); // transparent surfaces need an opaque ground
     const size = Math.cbrt(Math.abs(volume));
-    const width = 0.004 * size * Math.cbrt(state.repeat) + 0.006;
+    const width = (0.005 * size + 0.008) * state.repeat ** 0.5;
     const line = viewer.addShape({ color: style.getPropertyValue("--line-strong") || "grey" });
     const axes = AXIS_COLOURS.map((color) => viewer.addShape({ color }));
     cellShapes = [line, ...axes];
@@ -154,8 +156,8 @@ export function crystalView(root, { structure, sources, field }) {
       });
     }
     ["a", "b", "c"].forEach((text, axis) => {
-      const place = [0, 0, 0].map((_, other) => (other === axis ? 1 + 0.35 / Math.hypot(...structure.lattice[axis]) : 0));
-      viewer.addLabel(text, { position: cartesian(place, structure.lattice), showBackground: false, fontColor: style.color, fontSize: 15, inFront: true, alignment: "center" });
+      const place = [0, 0, 0].map((_, other) => (other === axis ? 1 + 0.8 / Math.hypot(...structure.lattice[axis]) : 0));
+      viewer.addLabel(text, { position: cartesian(place, structure.lattice), showBackground: false, fontColor: AXIS_COLOURS[axis], fontSize: 17, inFront: true, alignment: "center" });
     });
   }
 
@@ -213,11 +215,9 @@ export function crystalView(root, { structure, sources, field }) {
   }
 
   function resetView() {
-    viewer.setView([0, 0, 0, 0, 0, 0, 0, 1]);
     viewer.zoomTo();
-    viewer.rotate(-90, "x");
-    viewer.rotate(-28, "y");
-    viewer.rotate(14, "x");
+    viewer.zoom(0.94);
+    viewer.setView([...viewer.getView().slice(0, 4), ...FROM_ABOVE]);
     viewer.render();
   }
 
@@ -246,7 +246,7 @@ export function crystalView(root, { structure, sources, field }) {
     shown = { grid, values, signed, negative: signed ? values.map((value) => -value) : null, range: { low, high }, levels: state.levels[signed ? "difference" : "density"] };
     if (!shown.levels.length) {
       const start = signed ? [0.97] : [0.95, 0.72];
-      start.forEach((part, index) => shown.levels.push(newLevel(quantile(size, part), index, signed || index === 0 ? 0.85 : 0.3)));
+      start.forEach((part, index) => shown.levels.push(newLevel(quantile(size, part), index, signed || index === 0 ? 0.85 : 0.35)));
     }
     for (const level of shown.levels) level.value = Math.min(Math.max(level.value, low), high);
     message.hidden = true;
