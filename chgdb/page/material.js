@@ -37,9 +37,8 @@ export async function show(root, params, ctx) {
     density ? "" : missing(record, structure),
     pictures,
     el("div", { class: "cards" },
-      el("section", { class: "card wide" }, el("h2", {}, "Properties"), propertyTable(properties, predicted, ctx.store.columns)),
-      el("section", { class: "card" }, el("h2", {}, "Structure and record"), facts(record, errors)),
-      similar));
+      el("section", { class: "card" }, el("h2", {}, "Properties"), propertyTable(properties, predicted, ctx.store.columns)),
+      el("div", { class: "card-column" }, el("section", { class: "card" }, el("h2", {}, "Structure and record"), facts(record, errors)), similar)));
 
   (async () => {
     if (structure) {

@@ -115,9 +115,10 @@ export function propertyTable(properties, predicted, columns) {
   if (!rows.length) return el("p", { class: "muted" }, "No property of this material is known.");
   rows.sort((p, q) => Number(predictedNames.includes(q.name)) - Number(predictedNames.includes(p.name)));
   const some = predictedNames.length > 0;
+  const known = Object.keys(properties).length > 0;
   const value = (found, column) => (typeof found === "boolean" ? (found ? "yes" : "no") : number(found, column));
   const table = el("table", { class: "values properties" },
-    el("thead", {}, el("tr", {}, ["Property", "Reference", some && "Predicted", some && "90 % interval", "Unit"].filter(Boolean).map((title) =>
+    el("thead", {}, el("tr", {}, ["Property", known && "Reference", some && "Predicted", some && "90 % interval", "Unit"].filter(Boolean).map((title) =>
       el("th", { scope: "col", class: ["Reference", "Predicted"].includes(title) ? "number" : "" }, title)))),
     el("tbody", {}, rows.map((column) => {
       const { name } = column;
@@ -126,13 +127,13 @@ export function propertyTable(properties, predicted, columns) {
       const here = predictedNames.includes(name);
       return el("tr", { "data-property": name },
         el("th", { scope: "row", title: column.description }, words(name)),
-        el("td", { class: "number" }, value(reference, column)),
+        known && el("td", { class: "number" }, value(reference, column)),
         some && el("td", { class: "number" }, here ? number(predicted[name], column) : ""),
         some && el("td", { class: "interval" }, here ? [intervalBar(low, high, predicted[name], reference), el("span", {}, `${number(low, column)} to ${number(high, column)}`)] : ""),
         el("td", { class: "muted" }, unit(column.unit)));
     })));
   const notes = Object.keys(FLAGS).filter((flag) => predicted?.[flag]).map((flag) => el("p", { class: "small note" }, FLAGS[flag]));
-  const model = predicted?.model ? el("p", { class: "small muted" }, `Predicted by ${predicted.model} from the density; the bar is the interval, │ the prediction, ◆ the reference.`) : null;
+  const model = predicted?.model ? el("p", { class: "small muted" }, `Predicted by ${predicted.model} from the density; the bar is the interval, │ the prediction${known ? ", ◆ the reference" : ""}.`) : null;
   return el("div", { class: "scroll" }, table, notes, model);
 }
 
@@ -206,12 +207,12 @@ export function facts(record, errors, fileBytes) {
   add("Mass density", record.mass_density && `${record.mass_density.toFixed(3)} g/cm³`);
   add("Atoms", record.n_atoms);
   add("Electrons", record.n_electrons?.toFixed(4));
-  add("Magnetization", typeof record.magnetization === "number" ? `${record.magnetization.toFixed(3)} μ_B` : null);
+  add("Magnetization", typeof record.magnetization === "number" ? `${record.magnetization.toFixed(3).replace("-", "−")} μ_B` : null);
   const grid = record.grid_a && [record.grid_a, record.grid_b, record.grid_c];
   add("Grid", grid && grid.join(" × "));
   add("Source", record.source);
   add("Source file", record.source_file);
-  add("Added", record.added?.slice(0, 10));
+  add("Added", fileBytes ? null : record.added?.slice(0, 10));
   const list = el("dl", { class: "facts" }, entries.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
   if (!errors?.payload && !errors?.latent) return list;
   const size = grid && grid[0] * grid[1] * grid[2] * CHGCAR_BYTES;

@@ -9,6 +9,7 @@ const POINTS = 200;
 const MARGIN = 0.18; // of the cell, shown around it
 const HIGHEST = 360; // pixels
 const DECADES = 1000; // a logarithmic scale spans three powers of ten
+const PEAKED = 8; // times the median is the maximum of a density that a linear scale would not show
 
 /** Indices as crystallographers write them: (1 -1 0) with an overbar. */
 export function millerText(miller) {
@@ -74,7 +75,7 @@ function decode(text, length) {
  */
 export function sliceView(root, { structure, base, sources, late, errors }) {
   const start = tellingPlane(structure);
-  const state = { ...start, log: false };
+  const state = { ...start, log: null };
   let wanted = sources.filter((source) => !late.includes(source));
   let plane = null;
   let fetching = null;
@@ -93,9 +94,8 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
     if (atoms.value !== "") move(fraction(height(structure.fracCoords[Number(atoms.value)])));
   } }, el("option", { value: "" }, "through an atom…"), structure.species.map((symbol, index) =>
     el("option", { value: index }, `${symbol} ${index + 1}: ${structure.fracCoords[index].map((x) => x.toFixed(3)).join(", ")}`)));
-  const scales = [["Linear", false], ["Log", true]].map(([name, log]) => el("button", { type: "button", "aria-pressed": String(log === state.log), onclick: () => {
+  const scales = [["Linear", false], ["Log", true]].map(([name, log]) => el("button", { type: "button", "aria-pressed": "false", onclick: () => {
     state.log = log;
-    scales.forEach((button) => button.setAttribute("aria-pressed", String(button.textContent === name)));
     paint();
   } }, name));
   const problem = el("div", { role: "status" });
@@ -216,6 +216,7 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
       }
     }
     high ||= 1;
+    state.log ??= high > PEAKED * quantile(panels[0].values, 0.5);
     if (!state.log) return { low: Math.min(low, 0), high, log: false };
     return { low: Math.min(Math.max(low, high / DECADES), high / 10), high, log: true };
   }
@@ -247,6 +248,7 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
       panel.canvas.setAttribute("aria-label", `${sourceName(panel.key)} in the plane (${miller}) at ${plane.at}`);
     }
     keys.replaceChildren(colourBar(density, SEQUENTIAL, "densities, e/Å³"), legend());
+    scales.forEach((button) => button.setAttribute("aria-pressed", String((button.textContent === "Log") === state.log)));
     view.dataset.miller = plane.miller.join(",");
     view.dataset.at = String(plane.at);
     view.dataset.scale = state.log ? "log" : "linear";
@@ -303,7 +305,7 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
         if (x < -6 || y < -6 || x > frame.width + 6 || y > frame.height + 6) continue;
         drawing.globalAlpha = 1 - 1.5 * Math.min(Math.abs(atom.distance), 0.5);
         drawing.beginPath();
-        drawing.arc(x, y, 5, 0, 2 * Math.PI);
+        drawing.arc(x, y, 4, 0, 2 * Math.PI);
         drawing.fillStyle = element(atom.symbol).colour;
         drawing.fill();
         drawing.lineWidth = 1.5;

@@ -132,25 +132,28 @@ async function report(root, base, upload, ctx, signal) {
   const stored = errors.payload?.bytes;
   const tiles = [
     ["electrons", record.n_electrons?.toFixed(4)],
-    typeof record.magnetization === "number" && ["μ_B in the cell", record.magnetization.toFixed(3)],
+    typeof record.magnetization === "number" && ["μ_B in the cell", record.magnetization.toFixed(3).replace("-", "−")],
     ["in the file", bytes(upload.bytes)],
     stored && [`payload, ${ratio(upload.bytes / stored)} times smaller`, bytes(stored)],
     errors.payload && ["NMAE of the payload", `${Number(errors.payload.nmae.toPrecision(3))} %`],
     errors.latent && ["NMAE of the latent", `${Number(errors.latent.nmae.toPrecision(3))} %`],
   ].filter(Boolean);
+  const badge = el("span", { class: "badge" });
+  const tellStored = (id) => badge.replaceChildren(id ? `in the store as ${id}` : "not in the store");
+  tellStored(found.stored_as);
   root.replaceChildren(
     el("div", { class: "material-top" },
-      head(record, el("b", {}, upload.name), el("span", { class: "badge" }, "not in the store")),
+      head(record, el("b", {}, upload.name), badge),
       downloads(base, { density: true, structure: Boolean(structure) })),
     el("div", { class: "tiles" }, tiles.map(([name, value]) => el("div", { class: "tile" }, el("b", {}, value), el("span", {}, name)))),
-    addCard(base, upload, ctx, signal),
+    addCard(base, upload, ctx, signal, tellStored),
     pictures,
     el("div", { class: "cards" },
-      el("section", { class: "card wide" }, el("h2", {}, "Predicted properties"),
+      el("section", { class: "card" }, el("h2", {}, "Predicted properties"),
         found.predicted ? propertyTable({}, found.predicted, ctx.store.columns) : el("p", { class: "muted" }, found.predicted_error ?? "No prediction.")),
-      el("section", { class: "card" }, el("h2", {}, "Structure and file"), facts(record, errors, upload.bytes)),
+      el("div", { class: "card-column" }, el("section", { class: "card" }, el("h2", {}, "Structure and file"), facts(record, errors, upload.bytes)),
       el("section", { class: "card" }, el("h2", {}, "Nearest materials by density"),
-        found.similar ? neighbourTable(found.similar) : el("p", { class: "muted" }, found.similar_error ?? "No neighbours."))));
+        found.similar ? neighbourTable(found.similar) : el("p", { class: "muted" }, found.similar_error ?? "No neighbours.")))));
   root.dataset.state = "done";
   ctx.announce(`${upload.name}: ${record.formula}, read`);
   const panels = densityPanels(pictures, { structure, base, sources, errors });
@@ -159,7 +162,7 @@ async function report(root, base, upload, ctx, signal) {
 }
 
 /** The form that adds the upload to the store, or why that cannot be. */
-function addCard(base, upload, ctx, signal) {
+function addCard(base, upload, ctx, signal, tellStored) {
   const { record, stored_as: storedAs } = upload.report;
   const card = el("section", { class: "card add" }, el("h2", {}, "Add to my store"));
   if (storedAs) card.append(el("p", {}, "The store holds this very file already, as ", materialLink(storedAs), "."));
@@ -182,6 +185,7 @@ function addCard(base, upload, ctx, signal) {
       const now = await polled(base, signal, (state) => !state.adding);
       if (now.add_error) throw new HttpError(now.add_error);
       told.replaceChildren(el("div", { class: "alert good" }, el("p", {}, "In the store as ", materialLink(now.added), ".")));
+      tellStored(now.added);
       dispatchEvent(new Event("chgdb:stored"));
       ctx.announce(`added as ${now.added}`);
     } catch (error) {

@@ -9,7 +9,7 @@ const STEPS = 1000;
 const MOST_LEVELS = LEVEL_COLOURS.length;
 const AXIS_COLOURS = ["#d1493f", "#3a9d5d", "#3f62d6"];
 const NEAR = 1e-3;
-const FROM_ABOVE = [-0.5974, -0.1489, 0.1906, 0.7646]; // quaternion of the first view: c up, a and b aside
+const [TURN, TILT] = [-0.45, 0.2]; // of the first view, radians about the upright and the level axis
 
 /** What the sources are called. */
 export const SOURCE_NAMES = { original: "original", payload: "payload-decoded", latent: "latent-decoded" };
@@ -76,6 +76,38 @@ function reciprocal([a, b, c]) {
   return { rows: rows.map((row) => row.map((x) => x / volume)), volume };
 }
 
+function unit(p) {
+  const length = Math.hypot(...p);
+  return p.map((x) => x / length);
+}
+
+/** Quaternion (x, y, z, w) that shows c upright and b to the right, turned and tilted a little. */
+function firstView([, b, c]) {
+  const up = unit(c);
+  const along = b[0] * up[0] + b[1] * up[1] + b[2] * up[2];
+  const right = unit(b.map((x, axis) => x - along * up[axis]));
+  const out = cross(right, up);
+  const mixed = (p, q, angle) => p.map((x, axis) => x * Math.cos(angle) + q[axis] * Math.sin(angle));
+  const [x, turned] = [mixed(right, out, TURN), mixed(out, right, -TURN)];
+  const [y, z] = [mixed(up, turned, -TILT), mixed(turned, up, TILT)];
+  const trace = x[0] + y[1] + z[2];
+  // the rows x, y, z are a rotation; its quaternion by the largest of the four (Shepperd, 1978)
+  const sizes = [x[0], y[1], z[2], trace];
+  const i = sizes.indexOf(Math.max(...sizes));
+  const rows = [x, y, z];
+  if (i === 3) {
+    const w = Math.sqrt(1 + trace) / 2;
+    return [(z[1] - y[2]) / (4 * w), (x[2] - z[0]) / (4 * w), (y[0] - x[1]) / (4 * w), w];
+  }
+  const [j, k] = [(i + 1) % 3, (i + 2) % 3];
+  const size = Math.sqrt(1 + 2 * rows[i][i] - trace) / 2;
+  const found = [0, 0, 0, (rows[k][j] - rows[j][k]) / (4 * size)];
+  found[i] = size;
+  found[j] = (rows[j][i] + rows[i][j]) / (4 * size);
+  found[k] = (rows[k][i] + rows[i][k]) / (4 * size);
+  return found;
+}
+
 /** All images of the atoms in `repeat` cells, those on their far faces too. */
 export function atomsShown({ species, fracCoords }, repeat) {
   const shown = [];
@@ -99,6 +131,14 @@ export function quantile(values, part) {
   for (let i = 0; i < values.length; i += step) sample.push(values[i]);
   sample.sort((p, q) => p - q);
   return sample[Math.min(sample.length - 1, Math.floor(part * sample.length))];
+}
+
+/** Levels to begin with: the first around bonds and atoms, the second around what links them. */
+function telling(values, signed) {
+  if (signed) return [quantile(values, 0.97)];
+  const [lowest, highest] = [quantile(values, 0), quantile(values, 1)];
+  const first = Math.min(quantile(values, 0.95), lowest + 0.85 * (highest - lowest)); // flat ones lie below
+  return [first, Math.min(quantile(values, 0.7), 0.8 * first)];
 }
 
 /**
@@ -138,7 +178,7 @@ export function crystalView(root, { structure, sources, field }) {
     model.addAtoms(atomsShown(structure, state.repeat).map(({ symbol, place }, index) => ({ elem: symbol, serial: index, ...cartesian(place, structure.lattice), bonds: [] })));
     for (const symbol of new Set(structure.species)) {
       const { colour, radius } = element(symbol);
-      model.setStyle({ elem: symbol }, { sphere: { radius: 0.18 + 0.25 * radius, color: colour } });
+      model.setStyle({ elem: symbol }, { sphere: { radius: 0.15 + 0.2 * radius, color: colour } });
     }
     const style = getComputedStyle(view);
     viewer.setBackgroundColor(style.getPropertyValue("--sunken"), 1); // transparent surfaces need an opaque ground
@@ -216,9 +256,20 @@ export function crystalView(root, { structure, sources, field }) {
 
   function resetView() {
     viewer.zoomTo();
-    viewer.zoom(0.94);
-    viewer.setView([...viewer.getView().slice(0, 4), ...FROM_ABOVE]);
+    viewer.setView([...viewer.getView().slice(0, 4), ...firstView(structure.lattice)]);
+    fill();
     viewer.render();
+  }
+
+  /** Zooms so that the cells fill the picture. */
+  function fill() {
+    const box = stage.box.getBoundingClientRect();
+    const [x0, y0] = [box.left + scrollX + box.width / 2, box.top + scrollY + box.height / 2];
+    const ends = corners(1).map((corner) => cartesian(corner.map((x) => x * state.repeat), structure.lattice));
+    const seen = viewer.modelToScreen(ends);
+    const across = Math.max(...seen.map(({ x }) => Math.abs(x - x0))) / (0.42 * box.width);
+    const upright = Math.max(...seen.map(({ y }) => Math.abs(y - y0))) / (0.37 * box.height);
+    viewer.zoom(1 / Math.max(across, upright));
   }
 
   async function showSource(key) {
@@ -245,8 +296,7 @@ export function crystalView(root, { structure, sources, field }) {
     const low = signed ? high / 1000 : Math.max(high / 1000, Math.min(quantile(size, 0.01), high / 4));
     shown = { grid, values, signed, negative: signed ? values.map((value) => -value) : null, range: { low, high }, levels: state.levels[signed ? "difference" : "density"] };
     if (!shown.levels.length) {
-      const start = signed ? [0.97] : [0.95, 0.72];
-      start.forEach((part, index) => shown.levels.push(newLevel(quantile(size, part), index, signed || index === 0 ? 0.85 : 0.35)));
+      telling(size, signed).forEach((value, index) => shown.levels.push(newLevel(value, index, index ? 0.45 : 0.85)));
     }
     for (const level of shown.levels) level.value = Math.min(Math.max(level.value, low), high);
     message.hidden = true;
@@ -277,8 +327,9 @@ export function crystalView(root, { structure, sources, field }) {
     for (const button of repeats) button.setAttribute("aria-pressed", String(button === repeats[repeat - 1]));
     if (!viewer) return;
     drawCell();
-    draw(...(shown?.levels ?? []));
     viewer.zoomTo();
+    fill();
+    draw(...(shown?.levels ?? []));
   } }, `${repeat}×${repeat}×${repeat}`));
   const spin = el("button", { type: "button", "aria-pressed": "false", onclick: () => {
     state.spin = !state.spin;
