@@ -4,7 +4,7 @@ import { el, svg, unit } from "./http.js";
 import { label } from "./table.js";
 
 const WIDTH = 272;
-const HEIGHT = 62;
+const HEIGHT = 46;
 const AXIS = 16;
 
 const many = (n) => n.toLocaleString("en");

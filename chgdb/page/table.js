@@ -21,13 +21,13 @@ export function label(name) {
   return name.startsWith("predicted_") && known ? `predicted ${text}` : text;
 }
 
-const WIDTHS = { id: 112, formula: 128, spacegroup_symbol: 96, crystal_system: 112, n_atoms: 66, n_elements: 80 };
+const WIDTHS = { id: 100, formula: 104, spacegroup_symbol: 90, crystal_system: 102, n_atoms: 58, n_elements: 76 };
 
 function width(column) {
   if (column.name in WIDTHS) return WIDTHS[column.name];
   if (column.type === "text") return 150;
   const longest = Math.max(...label(column.name).split(" ").map((word) => word.length));
-  return Math.max(84, 24 + 8 * longest);
+  return Math.max(74, 20 + 7 * longest);
 }
 
 const isNumber = (column) => column.type === "integer" || column.type === "real";
