@@ -171,19 +171,6 @@ BandGap = Annotated[str | None, _range("Band gap in eV")]
 NAtoms = Annotated[str | None, _range("Atoms in the cell")]
 Volume = Annotated[str | None, _range("Cell volume in A^3")]
 
-_RANGES = (
-    "bulk_modulus",
-    "shear_modulus",
-    "youngs_modulus",
-    "formation_energy",
-    "cohesive_energy",
-    "debye_temperature",
-    "band_gap",
-    "n_atoms",
-    "volume",
-)
-"""Columns with a range option of their own; --where reaches all."""
-
 _SEARCH_COLUMNS = (
     "id",
     "formula",
@@ -280,6 +267,8 @@ def info(
 
 def _filters(options: dict[str, Any]) -> Filters:
     """The options of `search` and `export` as arguments of `Database.select`."""
+    from chgdb.filters import RANGES
+
     sort = options["sort"] or ""
     return {
         "formula": options["formula"],
@@ -290,7 +279,7 @@ def _filters(options: dict[str, Any]) -> Filters:
         "spacegroup": options["spacegroup"],
         "crystal_system": options["crystal_system"],
         "source": options["source"],
-        "ranges": {name: options[name] for name in _RANGES if options[name] is not None},
+        "ranges": {name: options[name] for name in RANGES if options[name] is not None},
         "where": options["where"],
         "sort": sort.removeprefix("-") or None,
         "descending": sort.startswith("-"),
@@ -547,8 +536,12 @@ def plot(
         str | None,
         typer.Option(metavar="FILE|ID", help="Show it and the difference beside the density."),
     ] = None,
-    normal: Annotated[str, typer.Option(help="Lattice vector the slice cuts: a, b or c.")] = "c",
-    at: Annotated[float, typer.Option(help="Fractional height of the slice.")] = 0.0,
+    normal: Annotated[
+        str, typer.Option(metavar="H,K,L", help="The plane: Miller indices, or the axis it cuts.")
+    ] = "c",
+    at: Annotated[
+        float, typer.Option(help="Where it is, as a fraction of the spacing of such planes.")
+    ] = 0.0,
     source: From = None,
     store: Store = None,
     device: Device = "auto",
@@ -936,6 +929,60 @@ def import_release_(
         show_text(line)
     if done.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 127.0.0.1 is reached from here alone.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any that is free.")
+    ] = 8765,
+    max_upload: Annotated[
+        int, typer.Option(min=1, metavar="MB", help="Largest file that the page takes.")
+    ] = 1000,
+    sources: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Files that densities came from: shown beside what is decoded, by their SHA-256.",
+        ),
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+    store: Store = None,
+    device: Device = "auto",
+) -> None:
+    """See and search the store in a browser, and drop CHGCARs on it.
+
+    Serves a page until Ctrl-C. Its address holds a token, without which nothing is added to the
+    store. The same paths answer notebooks in JSON (/openapi.json) and OPTIMADE clients (/v1).
+    """
+    from chgdb.subjects import originals_in
+    from chgdb.web import serve
+
+    database = _open(store, device)
+    with progress_bar("looking for sources") as progress:
+        originals = originals_in(sources, progress) if sources else {}
+
+    def ready(url: str) -> None:
+        typer.echo(f"{url}\n{len(database)} materials of {shown(database.place)}; Ctrl-C stops")
+        sys.stdout.flush()
+        if browser:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    serve(
+        database,
+        host=host,
+        port=port,
+        most_bytes=max_upload * 10**6,
+        originals=originals,
+        ready=ready,
+    )
 
 
 @app.command()

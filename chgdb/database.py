@@ -29,7 +29,7 @@ from chgdb.errors import (
     StoreError,
     UnknownIdError,
 )
-from chgdb.export import known_properties, structure_of
+from chgdb.export import json_ready, known_properties, structure_of
 from chgdb.files import (
     PARTIAL_SUFFIX,
     brief,
@@ -200,6 +200,11 @@ class Record:
         """
         return self._database.predicted([self.id]).get(self.id, {})
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every column, the structure as lists, and under "predicted" what is predicted, if so."""
+        content = json_ready(self.row)
+        return {**content, "predicted": self.predicted} if self.predicted else content
+
     @property
     def source(self) -> str | None:
         """Where the density comes from: "dft", "charge3net", or None if there is no density."""
@@ -292,6 +297,7 @@ class Database:
         self.device = device
         self.info = StoreInfo.load(self.place)
         self._fetched: Path | None = None
+        self._lender: Database | None = None
         self._is_free_of_links = False
         self._table = Table(self.place / TABLE_FOLDER)
         self._derived = Derived(self.place, self._table)
@@ -360,6 +366,19 @@ class Database:
         with _new_folder(path) as partial:
             cls._create(partial, info)
         return cls(path, device=device)
+
+    def sibling(self, path: str | Path) -> Database:
+        """A new, empty store whose latents are made by the encoder of this one, which it shares.
+
+        Args:
+            path: a folder that does not exist or is empty.
+
+        Raises:
+            StoreError: the folder is not empty or cannot be written.
+        """
+        made = Database.create_for(path, self.info, device=self.device)
+        made._lender = self
+        return made
 
     @classmethod
     def _create(cls, path: Path, info: StoreInfo) -> Database:
@@ -644,6 +663,8 @@ class Database:
     @cached_property
     def _codec(self) -> Codec:
         """The encoder of this store, with the weights the store names."""
+        if self._lender is not None:
+            return self._lender._codec
         encoder = self.info.encoder
         if encoder.weights_sha256:
             own = self._own_encoder() or find_model(encoder.id, encoder.weights_sha256)
@@ -1329,6 +1350,14 @@ class Database:
         from chgdb.arrays import LatentArrays
 
         return LatentArrays.open(self.place / ARRAYS_FOLDER, writable=True)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether records can be added, as far as can be told without trying."""
+        is_old = self.info.format_version != FORMAT_VERSION
+        if is_old or is_shipped(self.place):
+            return False
+        return isinstance(self.place, RemotePath) or os.access(self.place, os.W_OK)
 
     @contextmanager
     def _writing(self, *, wait: bool = True) -> Iterator[Callable[[], None]]:

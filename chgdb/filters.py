@@ -19,6 +19,8 @@ from chgdb.query import (
 from chgdb.schema import COLUMNS, CRYSTAL_SYSTEMS, SEARCHABLE, SOURCES
 
 __all__ = [
+    "NO_SOURCE",
+    "RANGES",
     "Conditions",
     "Filters",
     "Range",
@@ -36,6 +38,19 @@ _LISTED = 800
 
 NO_SOURCE = "none"
 """What `source` says of materials without a density."""
+
+RANGES = (
+    "bulk_modulus",
+    "shear_modulus",
+    "youngs_modulus",
+    "formation_energy",
+    "cohesive_energy",
+    "debye_temperature",
+    "band_gap",
+    "n_atoms",
+    "volume",
+)
+"""The columns of numbers that people ask for ranges of; `ranges` and `where` reach all."""
 
 
 class Conditions(TypedDict, total=False):

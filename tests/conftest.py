@@ -27,6 +27,7 @@ from chgdb.grid import zero_pad
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 ROOT = Path(__file__).parent.parent
 SKEW = np.array([[3.1, 0.0, 0.0], [0.6, 2.9, 0.0], [-0.4, 0.7, 3.4]])
@@ -354,3 +355,86 @@ def shared() -> Path:
     if not (folder / "densities").is_dir():
         pytest.skip("the shared data are not here")
     return folder
+
+
+# ---------------------------------------------------------------------- the web page
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `chgdb ui`.
+
+    Attributes:
+        url: of the page, without a slash at its end.
+        token: what adding asks for.
+        store: a copy of the shipped store.
+    """
+
+    url: str
+    token: str
+    store: Path
+
+    @property
+    def page(self) -> str:
+        """The address that `chgdb ui` printed."""
+        return f"{self.url}/#token={self.token}"
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`chgdb ui` in a process of its own, over a copy of the shipped store and its examples."""
+    store = tmp_path_factory.mktemp("served") / "store"
+    shutil.copytree(ROOT / "store", store, ignore=shutil.ignore_patterns(".lock*"))
+    command = [
+        *(sys.executable, "-c", "from chgdb.cli import main; main()", "ui", "--port", "0"),
+        *("--no-browser", "--store", str(store), "--sources", str(ROOT / "examples")),
+        *("--device", "cpu", "--max-upload", "50"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("CHGDB_MODELS", None)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        url, token = process.stdout.readline().strip().split("/#token=")
+        yield Served(url, token, store)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The Chromium of the system, without a window; its WebGL is drawn by the CPU.
+
+    The test is skipped where there is none, unless CHGDB_NEEDS_BROWSER is set, as CI does.
+    """
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if chromium is None:
+        if os.environ.get("CHGDB_NEEDS_BROWSER"):
+            pytest.fail("no chromium here, and CHGDB_NEEDS_BROWSER asks for it")
+        pytest.skip("needs chromium")
+    options = [
+        *("--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--disable-quic"),
+        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+        "--disable-sync",
+    ]
+    with playwright.sync_playwright() as running:
+        launched = running.chromium.launch(executable_path=chromium, args=options)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def browser_page(browser: Browser) -> Iterator[Page]:
+    """A page 1280 x 800; an error that its scripts raise or log fails the test."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda told: errors.append(told.text) if _is_error(told) else None)
+    yield page
+    page.close()
+    assert errors == []
+
+
+def _is_error(message: ConsoleMessage) -> bool:
+    """What a script logs as an error; that a request was refused, the browser logs itself."""
+    return message.type == "error" and not message.text.startswith("Failed to load resource")

@@ -18,7 +18,18 @@ PACKAGE = ROOT / "chgdb"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "units", "elements", "nets", "property_nets", "perceptron", "places"),
-    ("files", "density", "query", "entropy", "library", "elasticity", "scores", "ranges", "seals"),
+    (
+        "files",
+        "density",
+        "query",
+        "entropy",
+        "library",
+        "elasticity",
+        "scores",
+        "ranges",
+        "seals",
+        "guard",
+    ),
     (
         "schema",
         "chgcar",
@@ -43,6 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "figures",
         "system_inputs",
         "filters",
+        "planes",
     ),
     (
         "codec",
@@ -65,7 +77,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("archive", "derived", "evaluation", "properties", "structure_intake"),
     ("predicting", "train_properties", "adding", "verification", "compaction"),
     ("database", "train", "property_evaluation"),
-    ("assessment", "release_import", "repair"),
+    ("assessment", "release_import", "repair", "distributions", "subjects", "uploads"),
+    ("answers",),
+    ("api",),
+    ("web",),
     ("cli", "xarray_backend"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from analytic import SKEW, Wave, cosines, crystal
+from analytic import SKEW, crystal
 from matplotlib.figure import Figure
 
-from chgdb import plot as module
 from chgdb.density import ChargeDensity
 from chgdb.errors import InputError
+from chgdb.planes import LatticePlane
 from chgdb.plot import plot_slice
-
-WAVES: list[Wave] = [((1, 2, -1), 0.4, 0.3), ((0, 1, 2), 0.3, -0.8), ((2, 0, 1), 0.2, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -25,21 +23,6 @@ def test_the_suffix_decides_the_format(tmp_path: Path, suffix: str, magic: bytes
     plot_slice(crystal((8, 9, 10)), path)
     assert path.read_bytes().startswith(magic)
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("height", [0.0, 0.31, -1.25])
-def test_a_plane_between_grid_points_is_interpolated(axis: int, height: float) -> None:
-    values = cosines((8, 9, 7), WAVES, 1.0)
-    plane = module._plane(values, axis, height)
-    points = [144, 144]
-    x = list(np.meshgrid(*(np.arange(n) / n for n in points), indexing="ij"))
-    x.insert(axis, np.full(plane.shape, height))
-    expected = np.ones(plane.shape)
-    for wave, amplitude, phase in WAVES:
-        angle = sum(2 * np.pi * h * along for h, along in zip(wave, x, strict=True))
-        expected += amplitude * np.cos(angle + phase)
-    np.testing.assert_allclose(plane, expected, atol=1e-11)
 
 
 def test_the_three_panels(tmp_path: Path, figures: list[Figure]) -> None:
@@ -68,6 +51,16 @@ def test_the_plane_has_its_true_shape(tmp_path: Path, figures: list[Figure]) -> 
     assert a @ b == pytest.approx(SKEW[0] @ SKEW[1])
 
 
+def test_any_lattice_plane_can_be_drawn(tmp_path: Path, figures: list[Figure]) -> None:
+    density = crystal((8, 8, 8))
+    plot_slice(density, tmp_path / "a.png", normal="1,1,0", height=0.9)
+    axes = figures[0].axes[0]
+    plane = LatticePlane(density.structure, (1, 1, 0), 0.9)
+    drawn = np.asarray(axes.collections[0].get_array())
+    np.testing.assert_allclose(drawn, plane.values(density.values, drawn.shape), rtol=1e-9)  # type: ignore[arg-type]
+    assert [text.get_text() for text in axes.texts] == ["Si" for _ in plane.atoms(0.1)]
+
+
 @pytest.mark.parametrize(
     ("height", "labels"), [(0.3, 1), (0.31, 1), (0.324, 0), (0.319, 1), (1.3, 1), (0.55, 1)]
 )
@@ -89,9 +82,9 @@ def test_a_plane_of_negative_values_can_be_drawn(tmp_path: Path, figures: list[F
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     density = crystal((6, 6, 6))
-    with pytest.raises(InputError, match="--normal d"):
+    with pytest.raises(InputError, match="plane 'd'"):
         plot_slice(density, tmp_path / "a.png", normal="d")
-    with pytest.raises(InputError, match="--at nan"):
+    with pytest.raises(InputError, match="position nan"):
         plot_slice(density, tmp_path / "a.png", height=float("nan"))
     with pytest.raises(InputError, match="suffix"):
         plot_slice(density, tmp_path / "a.xyz")
