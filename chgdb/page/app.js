@@ -59,7 +59,11 @@ async function show() {
     const found = route(location.hash);
     if (!found) throw new Error("there is nothing at this address");
     document.title = `${found.title} · chgdb`;
-    const [module] = await Promise.all([import(found.module), loadStore()]);
+    const loading = import(found.module).then((module) => {
+      if (ctx.store === null) module.prepare?.(found.params);
+      return module;
+    });
+    const [module] = await Promise.all([loading, loadStore()]);
     if (turn !== shown) return;
     main.replaceChildren(root);
     const done = await module.show(root, found.params, ctx);

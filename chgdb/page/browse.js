@@ -2,7 +2,7 @@
 
 import { debounced, el, getJson, unit } from "./http.js";
 import { Histograms, bounds } from "./histograms.js";
-import { Table, label } from "./table.js";
+import { Table, label, prepare as prepareRows } from "./table.js";
 
 const COLUMNS = [
   "id", "formula", "spacegroup_symbol", "crystal_system", "n_atoms", "bulk_modulus", "shear_modulus",
@@ -29,7 +29,27 @@ const many = (n) => n.toLocaleString("en");
 /** Where the list was left, for links to it; Back finds the same in the history. */
 let left = { hash: "", state: null };
 
-/** A word as a POSIX shell reads it: it's stays one word. */
+/** What the query of a hash asks for: filters and sort, ranges, and the columns to show. */
+function asked(query) {
+  return {
+    state: new Map([...FILTERS, "sort"].map((name) => [name, query.get(name) ?? ""])),
+    ranges: new Map(query.getAll("range").map((text) => text.split(/=(.*)/s).slice(0, 2))),
+    shown: query.get("columns")?.split(",") ?? COLUMNS,
+  };
+}
+
+/** Filters as /api/materials and /api/distributions read them, and as a hash keeps them. */
+function filtersOf({ state, ranges }) {
+  const query = new URLSearchParams();
+  for (const name of FILTERS) {
+    const value = state.get(name).trim();
+    if (value) query.set(name, value);
+  }
+  for (const [column, range] of ranges) query.append("range", `${column}=${range}`);
+  return query;
+}
+
+/** A word as a POSIX shell reads it. */
 function quoted(word) {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 }
@@ -48,9 +68,8 @@ class Browse {
       range: (column, range) => this.change(() => this.#setRange(column, range)),
       system: (name) => this.change(() => this.#set("crystal_system", name ?? "")),
     });
-    this.state = new Map(FILTERS.concat("sort").map((name) => [name, query.get(name) ?? ""]));
-    this.ranges = new Map(query.getAll("range").map((text) => text.split(/=(.*)/s).slice(0, 2)));
-    this.shown = (query.get("columns")?.split(",") ?? COLUMNS).filter((name) => this.columns.has(name));
+    Object.assign(this, asked(query));
+    this.shown = this.shown.filter((name) => this.columns.has(name));
     this.typed = debounced(() => this.search(), WAIT);
     root.classList.add("browse");
     root.append(this.#searchBox(), this.#filters(), this.#columnList(), this.#body());
@@ -85,18 +104,8 @@ class Browse {
     this.search();
   }
 
-  #query() {
-    const query = new URLSearchParams();
-    for (const name of FILTERS) {
-      const value = this.state.get(name).trim();
-      if (value) query.set(name, value);
-    }
-    for (const [column, range] of this.ranges) query.append("range", `${column}=${range}`);
-    return query;
-  }
-
   #hash() {
-    const query = this.#query();
+    const query = filtersOf(this);
     if (this.state.get("sort")) query.set("sort", this.state.get("sort"));
     if (this.shown.join() !== COLUMNS.join()) query.set("columns", this.shown.join());
     const text = query.toString().replaceAll("%2C", ",").replaceAll("%3A", ":");
@@ -108,7 +117,7 @@ class Browse {
     this.asking?.abort();
     const asking = new AbortController();
     this.asking = asking;
-    const query = this.#query();
+    const query = filtersOf(this);
     const hash = this.#hash();
     this.results.setAttribute("aria-busy", "true");
     const columns = this.shown.map((name) => this.columns.get(name));
@@ -192,7 +201,7 @@ class Browse {
   #showCommands() {
     const options = [];
     const option = (name, value) => options.push(value.startsWith("-") ? quoted(`--${name}=${value}`) : `--${name} ${quoted(value)}`);
-    for (const [name, value] of this.#query()) {
+    for (const [name, value] of filtersOf(this)) {
       if (name !== "range") option(name.replaceAll("_", "-"), value);
     }
     for (const [column, range] of this.ranges) option(column.replaceAll("_", "-"), range);
@@ -356,6 +365,12 @@ class Browse {
       line("export", "this selection as a file: .csv, .json, .parquet, .extxyz, or a folder for a store of its own"),
     );
   }
+}
+
+/** Asks for the first rows while the store is still asked what it holds. */
+export function prepare(params) {
+  const query = asked(params.query);
+  prepareRows(filtersOf(query), query.shown, query.state.get("sort"), history.state?.list?.at ?? 0);
 }
 
 /** Shows the list of materials that the hash's query asks for. */

@@ -21,16 +21,38 @@ export function label(name) {
   return name.startsWith("predicted_") && known ? `predicted ${text}` : text;
 }
 
-const WIDTHS = { id: 100, formula: 104, spacegroup_symbol: 90, crystal_system: 102, n_atoms: 58, n_elements: 76 };
+const WIDTHS = { id: 114, formula: 106, spacegroup_symbol: 90, crystal_system: 112, n_atoms: 56, n_elements: 76 };
 
 function width(column) {
   if (column.name in WIDTHS) return WIDTHS[column.name];
   if (column.type === "text") return 150;
   const longest = Math.max(...label(column.name).split(" ").map((word) => word.length));
-  return Math.max(74, 20 + 7 * longest);
+  return Math.max(70, 16 + 7 * longest);
 }
 
 const isNumber = (column) => column.type === "integer" || column.type === "real";
+
+/** Filters, columns and order, as GET /api/materials reads them. */
+function question(filters, names, sort) {
+  const query = new URLSearchParams(filters);
+  query.set("columns", [...new Set([...names, "id", "source"])].join(","));
+  if (sort) query.set("sort", sort);
+  return query;
+}
+
+function pageUrl(query, page) {
+  return `/api/materials?${query}&offset=${page * PAGE}&limit=${PAGE}`;
+}
+
+const early = new Map();
+
+/** Asks for the first rows before there is a table; `Table.load` of the same takes them. */
+export function prepare(filters, names, sort, at) {
+  const url = pageUrl(question(filters, names, sort), Math.floor(at / PAGE));
+  const answer = getJson(url);
+  answer.catch(() => {});
+  early.set(url, answer);
+}
 
 /**
  * The rows that fit a search.
@@ -82,9 +104,7 @@ export class Table {
     this.loading?.abort();
     const loading = new AbortController();
     this.loading = loading;
-    const asked = new URLSearchParams(query);
-    asked.set("columns", [...new Set([...columns.map((column) => column.name), "id", "source"])].join(","));
-    if (sort) asked.set("sort", sort);
+    const asked = question(query, columns.map((column) => column.name), sort);
     const first = Math.floor(at / PAGE);
     let page = await this.#fetch(asked, first, loading.signal);
     if (first > 0 && page.rows.length === 0) {
@@ -112,10 +132,10 @@ export class Table {
   }
 
   #fetch(asked, page, signal) {
-    const query = new URLSearchParams(asked);
-    query.set("offset", page * PAGE);
-    query.set("limit", PAGE);
-    return getJson(`/api/materials?${query}`, { signal });
+    const url = pageUrl(asked, page);
+    const answer = early.get(url) ?? getJson(url, { signal });
+    early.clear();
+    return answer;
   }
 
   #headers(columns, sort) {
@@ -145,7 +165,7 @@ export class Table {
     const title = `${column.name}: ${column.description}`;
     return el(
       "th", { scope: "col", class: isNumber(column) ? "number" : "", title },
-      el("button", { type: "button", onclick: sort }, el("span", {}, label(column.name)), el("small", {}, unit(column.unit))),
+      el("button", { type: "button", onclick: sort }, label(column.name), el("small", {}, unit(column.unit))),
     );
   }
 
@@ -230,7 +250,9 @@ export class Table {
     row.tr.classList.toggle("waiting", !values);
     for (const [i, column] of this.columns.entries()) {
       const value = values?.[this.place.get(column.name)];
-      row.cells[i].replaceChildren(...(values ? this.#cell(column, value, values) : []));
+      const cell = row.cells[i];
+      cell.replaceChildren(...(values ? this.#cell(column, value, values) : []));
+      if (column.type === "text") cell.title = value ?? "";
     }
   }
 
