@@ -90,6 +90,7 @@ class Browse {
 
   #set(name, value) {
     this.state.set(name, value);
+    return this;
   }
 
   #setRange(column, range) {
@@ -161,8 +162,19 @@ class Browse {
   }
 
   #tell(message) {
-    this.error.textContent = message;
+    this.error.replaceChildren(...(message ? [...this.#meant(this.where.value.trim()), message] : []));
+    this.error.title = message;
     this.where.setAttribute("aria-invalid", Boolean(message) && this.where.value.trim() !== "");
+  }
+
+  /** Ways out for who typed a bare formula or id where a condition stands. */
+  #meant(word) {
+    const offer = (text, how) => [el("button", { type: "button", class: "chip", onclick: () => this.change(how) }, text)];
+    if (/^([A-Z][a-z]?[\d.]*)+$/.test(word)) {
+      return offer(`formula ${word}`, () => this.#set("where", "").#set("formula", word));
+    }
+    const condition = `id = '${word}'`;
+    return /^[\w.+]+-[\w.+-]+$/.test(word) ? offer(condition, () => this.#set("where", condition)) : [];
   }
 
   #showCount(total) {
@@ -224,7 +236,7 @@ class Browse {
       onkeydown: (event) => event.key === "Enter" && this.search(),
     });
     this.inputs = new Map([["where", this.where]]);
-    this.error = el("p", { class: "error", id: "where-error", role: "alert", "aria-live": "assertive" });
+    this.error = el("p", { class: "error", id: "where-error", "aria-live": "polite" });
     const fold = (text, id) => el("button", {
       type: "button", "aria-expanded": "false", "aria-controls": id,
       onclick: (event) => this.#fold(event.currentTarget, id),
@@ -339,7 +351,7 @@ class Browse {
     this.count = el("span", { class: "found" }, "…");
     this.chips = el("span", { class: "chips" });
     this.nothing = el("div", { class: "nothing", hidden: true }, el("p", {}, el("b", {}, "No material fits all of this.")), el("p", { class: "muted" }, "Take a filter away or widen a range: a material whose value is not known fits no comparison with it."));
-    this.results = el("section", { class: "results", "aria-label": "Materials" }, el("div", { class: "status" }, this.count, this.chips), el("div", { class: "frame" }, el("div", { class: "busy" }), this.table.element, this.nothing), this.#commandLines());
+    this.results = el("section", { class: "results", "aria-label": "Materials" }, el("div", { class: "status" }, this.count, this.chips, el("span", { class: "legend muted small" }, el("i", { class: "density" }), "with a charge density")), el("div", { class: "frame" }, el("div", { class: "busy" }), this.table.element, this.nothing), this.#commandLines());
     return el("div", { class: "columns-of-page" }, this.histograms.element, this.results);
   }
 

@@ -112,8 +112,9 @@ class Histogram {
   /** What stands there while nothing is pointed at: the counts, and the range that is asked for. */
   #rest() {
     const { data, range } = this;
-    this.told.textContent = range ? "" : `${many(data.selected_known)} of ${many(data.known)}`;
-    this.told.title = data.outside ? `${many(data.outside)} values lie beyond the axis` : "";
+    this.told.textContent = range ? "" : `${many(data.selected_known)} / ${many(data.known)}`;
+    const beyond = data.outside ? `; ${many(data.outside)} lie beyond the axis` : "";
+    this.told.title = `known values in the selection, and of all materials${beyond}`;
     if (range) this.#bandOver(...bounds(range));
     else this.band.setAttribute("width", 0);
   }

@@ -298,6 +298,7 @@ export class Table {
       asked.delete(page);
       this.#draw();
     } catch (error) {
+      asked.delete(page);
       if (error.name !== "AbortError") this.on.fail(error);
     }
   }
