@@ -325,11 +325,11 @@ def test_numbers_and_bins(page: Page) -> None:
             ticks: ticks(-4.5, 0.3),
             range: [binRange([0, 8.287, 16.574], 0, 1), binRange([-0.11, -0.05, 0.01], 0, 0)],
             bounds: [bounds("3"), bounds("1:2")],
-            magnification: [[900, 400], [900, 12], [900, 1], [900, 0]].map((x) => magnification(...x)),
+            magnification: [400, 12, 1, 0].map((selected) => magnification(900, selected)),
         };
     }""")
     assert told == {
-        "numbers": ["123.5", "−0.042", "2.0e−9", "0.00", "–", "−7"],
+        "numbers": ["123.5", "\u22120.042", "2.0e\u22129", "0.00", "\u2013", "\u22127"],
         "formula": ["Al", "2", "O", "3"],
         "symbol": ["P6", "3", "/mmc", "Fd", "3", "m"],
         "ticks": [-4, -3, -2, -1, 0],
