@@ -93,7 +93,7 @@ function showStore(store) {
   const path = String(store.summary?.store ?? "");
   const name = path.split("/").filter(Boolean).at(-1) ?? "";
   const line = document.getElementById("store-name");
-  line.replaceChildren(el("b", {}, name), ` ${store.records.toLocaleString("en")} materials`);
+  line.replaceChildren(el("b", {}, name), ` ${store.records.toLocaleString("en")}`, el("span", {}, " materials"));
   line.title = path;
 }
 

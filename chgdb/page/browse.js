@@ -17,7 +17,7 @@ const EXAMPLES = [
 const TEXTS = {
   formula: ["formula", "TiO2"],
   elements: ["all of these elements", "Ti,O"],
-  exclude: ["none of these", "Pb,Cd"],
+  exclude: ["none of these elements", "Pb,Cd"],
   chemsys: ["exactly these elements", "Ti-O"],
   nelements: ["number of elements", "2 or 2:3"],
   spacegroup: ["space group", "227 or Fd-3m"],
@@ -76,7 +76,9 @@ class Browse {
     this.#showState();
     const hash = this.#hash();
     const known = history.state?.list ?? (left.hash === hash ? left.state : null);
-    this.search(known ?? {});
+    this.search(known ?? {}).then(() => {
+      if (known?.selected >= 0 && !this.closed) this.table.grid.focus({ preventScroll: true });
+    });
   }
 
   close() {
@@ -169,9 +171,9 @@ class Browse {
 
   /** Ways out for who typed a bare formula or id where a condition stands. */
   #meant(word) {
-    const offer = (text, how) => [el("button", { type: "button", class: "chip", onclick: () => this.change(how) }, text)];
+    const offer = (text, how) => [el("button", { type: "button", class: "chip", onclick: () => this.change(how) }, `use ${text}`)];
     if (/^([A-Z][a-z]?[\d.]*)+$/.test(word)) {
-      return offer(`formula ${word}`, () => this.#set("where", "").#set("formula", word));
+      return offer(`the formula ${word}`, () => this.#set("where", "").#set("formula", word));
     }
     const condition = `id = '${word}'`;
     return /^[\w.+]+-[\w.+-]+$/.test(word) ? offer(condition, () => this.#set("where", condition)) : [];
@@ -182,6 +184,7 @@ class Browse {
     const text = total === records ? `${many(total)} materials` : `${many(total)} of ${many(records)} materials`;
     this.count.replaceChildren(el("b", {}, text));
     this.nothing.hidden = total > 0;
+    if (records === 0) this.nothing.replaceChildren(el("p", {}, el("b", {}, "This store is empty.")), el("p", { class: "muted" }, "Drop a CHGCAR anywhere on the page to begin."));
     this.ctx.announce(text);
   }
 

@@ -77,7 +77,7 @@ class Histogram {
     const title = label(data.column);
     this.element = el(
       "figure", { class: "histogram", "data-column": data.column, title: data.description },
-      el("figcaption", {}, el("b", {}, title.charAt(0).toUpperCase() + title.slice(1)), el("span", { class: "muted" }, this.unit), this.magnified, this.told, this.chip),
+      el("figcaption", {}, el("b", {}, title.charAt(0).toUpperCase() + title.slice(1)), el("span", { class: "unit" }, this.unit), this.magnified, this.told, this.chip),
       this.drawing,
     );
     this.#watch();
@@ -139,14 +139,13 @@ class Histogram {
       const [from, to] = start === null ? [bin, bin] : [Math.min(start, bin), Math.max(start, bin)];
       const sum = (counts) => many(counts.slice(from, to + 1).reduce((a, b) => a + b, 0));
       this.#bandOver(this.edges[from], this.edges[to + 1]);
-      this.chip.hidden = true;
-      this.told.textContent = `${rangeText(binRange(this.edges, from, to))}: ${sum(this.data.selected)} of ${sum(this.data.all)}`;
+      this.element.classList.add("pointed");
+      this.told.textContent = `${rangeText(binRange(this.edges, from, to))}: ${sum(this.data.selected)} / ${sum(this.data.all)}`;
     };
     const leave = () => {
       start = null;
-      if (!this.data) return;
-      this.chip.hidden = !this.range;
-      this.#rest();
+      this.element.classList.remove("pointed");
+      if (this.data) this.#rest();
     };
     this.drawing.addEventListener("pointermove", over);
     this.drawing.addEventListener("pointerdown", (event) => {
