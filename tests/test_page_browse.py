@@ -65,7 +65,7 @@ def test_list_begins_with_every_material(page: Page, database: Database) -> None
     expect_count(page, len(database), None)
     assert ids(page)[:5] == [row["id"] for row in database.select(columns="id", limit=5)]
     assert page.title() == "Materials · chgdb"
-    assert "store" in page.locator("#store-name").inner_text()
+    assert page.locator("#store-name").inner_text() == f"store {len(database):,} materials"
     assert page.locator("tbody tr").count() <= MOST_ROWS
     assert page.locator("tbody tr", has_text="P6").first.locator("sub").count() == 1
 
@@ -121,6 +121,25 @@ def test_wrong_search_is_told_in_the_words_of_the_command_line(
     page.locator("#where").fill("bulk_modulus > 3")
     page.locator("#where-error:empty").wait_for(state="attached")
     expect_count(page, database.count(where="bulk_modulus > 3"), len(database))
+
+
+def test_names_of_columns_are_offered(page: Page, database: Database) -> None:
+    box = page.get_by_role("combobox", name="Search: a condition")
+    box.press_sequentially("shear", delay=1)
+    page.get_by_role("option", name="shear_modulus", exact=False).first.wait_for()
+    assert box.get_attribute("aria-expanded") == "true"
+    page.keyboard.press("Tab")
+    assert box.input_value() == "shear_modulus "
+    page.keyboard.type("> 200 AND poiss")
+    page.get_by_role("option", name="poisson_ratio").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.keyboard.type("< 0.2 AND NOT formula = 'elem")
+    assert page.get_by_role("listbox").is_hidden()
+    page.keyboard.type("ent'")
+    where = "shear_modulus > 200 AND poisson_ratio < 0.2 AND NOT formula = 'element'"
+    assert box.input_value() == where
+    expect_count(page, database.count(where=where), len(database))
 
 
 def test_bare_formula_is_offered_as_a_filter(page: Page, database: Database) -> None:

@@ -4,7 +4,7 @@ import { el, errorPanel, getJson } from "./http.js";
 
 const main = document.getElementById("main");
 const announcer = document.getElementById("announce");
-const toList = document.getElementById("to-list");
+const toList = document.querySelectorAll("[data-list]");
 
 const ctx = {
   store: null,
@@ -19,7 +19,7 @@ const ctx = {
   },
   /** The list remembers its address here, so that the way back leads to the same search. */
   listAt(hash) {
-    toList.href = hash;
+    for (const link of toList) link.href = hash;
   },
 };
 
@@ -71,7 +71,7 @@ async function show() {
     else done?.();
   } catch (error) {
     if (turn !== shown) return;
-    main.replaceChildren(errorPanel(error, el("p", {}, el("a", { href: toList.hash || "#/" }, "To the list of materials"))));
+    main.replaceChildren(errorPanel(error, el("p", {}, el("a", { href: toList[0].hash || "#/" }, "To the list of materials"))));
     document.title = "Error · chgdb";
   }
   if (turn === shown && !first && !main.contains(document.activeElement)) main.focus({ preventScroll: true });

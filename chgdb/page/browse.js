@@ -1,6 +1,7 @@
 /** The list of materials: search, filters, table, distributions, and the same on the command line. */
 
 import { debounced, el, getJson, unit } from "./http.js";
+import { completing } from "./complete.js";
 import { Histograms, bounds } from "./histograms.js";
 import { Table, label, prepare as prepareRows } from "./table.js";
 
@@ -236,8 +237,9 @@ class Browse {
       id: "where", type: "search", class: "where", spellcheck: false, autocomplete: "off", autocapitalize: "off",
       placeholder: "bulk_modulus > 150 AND NOT is_metal", "aria-describedby": "where-error",
       oninput: () => this.#typedInto("where", this.where),
-      onkeydown: (event) => event.key === "Enter" && this.search(),
     });
+    const completed = completing(this.where, this.ctx.store.columns);
+    this.where.addEventListener("keydown", (event) => event.key === "Enter" && this.search());
     this.inputs = new Map([["where", this.where]]);
     this.error = el("p", { class: "error", id: "where-error", "aria-live": "polite" });
     const fold = (text, id) => el("button", {
@@ -248,7 +250,7 @@ class Browse {
     const examples = EXAMPLES.map((text) => el("button", { type: "button", class: "chip example", onclick: () => this.change(() => this.#set("where", text)) }, text));
     return el(
       "section", { class: "search", role: "search" },
-      el("div", { class: "line" }, el("label", { for: "where", class: "unseen" }, "Search: a condition over the columns, in SQL or OPTIMADE"), this.where, this.filtersButton, fold("Columns", "columns")),
+      el("div", { class: "line" }, el("label", { for: "where", class: "unseen" }, "Search: a condition over the columns, in SQL or OPTIMADE"), completed, this.filtersButton, fold("Columns", "columns")),
       this.error,
       el("div", { class: "examples" }, el("span", { class: "muted small" }, "Try"), examples),
     );
