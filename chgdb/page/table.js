@@ -10,7 +10,7 @@ const AT_ONCE = 2;
 const TALLEST = 15e6;
 
 const LABELS = {
-  n_atoms: "atoms", n_elements: "elements", spacegroup_symbol: "space group", spacegroup: "group number",
+  n_atoms: "atoms", n_electrons: "electrons", n_elements: "elements", spacegroup_symbol: "space group", spacegroup: "group number",
   youngs_modulus: "Young’s modulus", poisson_ratio: "Poisson ratio", debye_temperature: "Debye temperature",
 };
 
@@ -26,8 +26,10 @@ const WIDTHS = { id: 114, formula: 106, spacegroup_symbol: 90, crystal_system: 1
 function width(column) {
   if (column.name in WIDTHS) return WIDTHS[column.name];
   if (column.type === "text") return 150;
-  const longest = Math.max(...label(column.name).split(" ").map((word) => word.length));
-  return Math.max(70, 16 + 7 * longest);
+  const text = label(column.name);
+  const twoLines = text.includes(" ") ? text.length / 2 + 1 : text.length;
+  const longest = Math.max(twoLines, ...text.split(" ").map((word) => word.length));
+  return Math.max(70, 16 + 7 * Math.ceil(longest));
 }
 
 const isNumber = (column) => column.type === "integer" || column.type === "real";
