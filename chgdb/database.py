@@ -61,7 +61,7 @@ from chgdb.schema import (
     FORMAT_VERSION,
     INFO_FILE,
     LARGEST_GRID,
-    PREDICTED,
+    PREDICTED_VALUES,
     PREDICTION_COLUMNS,
     PROPERTIES,
     SOURCES,
@@ -123,8 +123,6 @@ _BATCH = 128
 
 _MATERIALS = 4096
 """Materials without a density that are committed together."""
-
-_PREDICTED_VALUES = [f"{name}{end}" for name in PREDICTED for end in ("", "_low", "_high")]
 
 _SOURCE_COUNTS = {
     **{f"densities, {source}": f"count(*) FILTER (source = '{source}')" for source in SOURCES},
@@ -908,7 +906,7 @@ class Database:
         )
         return {
             row["id"]: {
-                **{name: row[f"predicted_{name}"] for name in _PREDICTED_VALUES},
+                **{name: row[f"predicted_{name}"] for name in PREDICTED_VALUES},
                 "model": row["predicted_by"],
                 "in_training": row["prediction_in_training"],
                 "outside_domain": row["prediction_outside_domain"],

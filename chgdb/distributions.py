@@ -111,21 +111,22 @@ def _numbers(rows: Sequence[tuple[Any, ...]], i: int) -> NDArray[np.float64]:
 
 def _histogram(column: str, whole: NDArray[np.float64], chosen: NDArray[np.float64]) -> Histogram:
     edges = np.empty(0)
+    counts = np.zeros((2, 0), dtype=np.int64)
     if len(whole):
         low, high = np.percentile(whole, [_OUTSIDE, 100 - _OUTSIDE])
         edges = np.histogram_bin_edges(whole, _BINS, (low, high))
-    bins = [np.histogram(values, edges)[0] if len(edges) else edges for values in (whole, chosen)]
+        counts = np.array([np.histogram(values, edges)[0] for values in (whole, chosen)])
     about = COLUMNS[column]
     return Histogram(
         column=column,
         unit=about.unit,
         description=about.description,
         edges=edges.tolist(),
-        all=bins[0].tolist(),
-        selected=bins[1].tolist(),
+        all=counts[0].tolist(),
+        selected=counts[1].tolist(),
         known=len(whole),
         selected_known=len(chosen),
-        outside=len(whole) - int(bins[0].sum()),
+        outside=len(whole) - int(counts[0].sum()),
     )
 
 

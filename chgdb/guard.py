@@ -37,10 +37,6 @@ _HEADERS = {
 _ADDED = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
 
 
-class _TooLargeError(Exception):
-    pass
-
-
 class Guard:
     """ASGI middleware that lets through what the server's own page, or no page at all, asks.
 
@@ -114,12 +110,12 @@ class Guard:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > most:
-                raise _TooLargeError
-            return message
+            return message if received <= most else {"type": "http.disconnect"}
 
         async def marking(message: Message) -> None:
             nonlocal started
+            if received > most and not started:
+                return  # what the application says of the disconnection
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message.get("headers", []), *_ADDED]
@@ -127,9 +123,10 @@ class Guard:
 
         try:
             await self._app(scope, counting, marking)
-        except _TooLargeError:
-            if started:
+        except Exception:
+            if received <= most:
                 raise
+        if received > most and not started:
             await _answer(send, 413, _too_large(most))
 
 

@@ -304,9 +304,6 @@ class Predictor:
         """
         import pandas as pd
 
-        from chgdb.features import features_of
-        from chgdb.formats import read_density
-
         resolved = list(dict.fromkeys(self._resolve(target) for target in targets))
         stored = self._derived.features([name for name, path in resolved if path is None])
         rows: dict[str, dict[Any, Any]] = {row["id"]: row for row in stored.to_dict("records")}
@@ -314,12 +311,10 @@ class Predictor:
         fresh = []
         for done, (name, path) in enumerate(resolved):
             if path is not None:
-                density, _ = read_density(path, species=species)
-                try:
-                    features = features_of(density)
-                except InputError as error:
-                    raise InputError(f"{shown(path)}: {error}") from error
-                answer.append({"id": name, **features.row(), "origin": _FILE})
+                state = path.stat() if path.exists() else None
+                known = state and (state.st_size, state.st_mtime_ns, state.st_ino)
+                row = _features_of_file(path, known, tuple(species) if species else None)
+                answer.append({"id": name, **row, "origin": _FILE})
             elif name in rows:
                 answer.append(rows[name])
             else:
@@ -342,6 +337,25 @@ class Predictor:
             InputError: the density is none of which features can be computed.
         """
         return computed_features(self._decode, record)
+
+
+@lru_cache(maxsize=4)
+def _features_of_file(
+    path: Path, _state: tuple[int, ...] | None, species: tuple[str, ...] | None
+) -> dict[str, Any]:
+    """A row of features of the density in a file, as the file is now.
+
+    Raises:
+        InputError: it cannot be read, or has none.
+    """
+    from chgdb.features import features_of
+    from chgdb.formats import read_density
+
+    density, _ = read_density(path, species=species)
+    try:
+        return features_of(density).row()
+    except InputError as error:
+        raise InputError(f"{shown(path)}: {error}") from error
 
 
 def computed_features(

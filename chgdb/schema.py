@@ -29,6 +29,7 @@ __all__ = [
     "LARGEST_GRID",
     "LATENT_BOX",
     "PREDICTED",
+    "PREDICTED_VALUES",
     "PREDICTIONS",
     "PREDICTIONS_FOLDER",
     "PREDICTION_COLUMNS",
@@ -197,6 +198,9 @@ PREDICTED = (
     "debye_temperature",
 )
 """The properties that are predicted."""
+
+PREDICTED_VALUES = tuple(f"{name}{end}" for name in PREDICTED for end in ("", "_low", "_high"))
+"""Value and ends of the 90 % interval of each."""
 
 _FEATURES = (
     Column("id", "text", "", "material id; that of a record where there is one"),

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from chgdb.errors import ChgdbError, InputError, UnknownIdError
 from chgdb.files import one_line, printable, reason
 from chgdb.formats import default_id, file_sha256, read_density
+from chgdb.schema import PREDICTED_VALUES
 
 if TYPE_CHECKING:
     from chgdb.adding import OnConflict
@@ -53,7 +55,8 @@ class Examined:
     Attributes:
         record: of the store of its own.
         suggested_id: what `chgdb add` would call it.
-        predicted: a row of `Database.predict`; None if nothing could be predicted...
+        predicted: as of `Record.predicted`, and whether the density is `foreign`, of other
+            pseudopotentials than the model learned from; None if nothing could be predicted...
         predicted_error: ...and why.
         similar: the nearest materials of the user's store, as of `Database.nearest`; None if...
         similar_error: ...and why.
@@ -85,6 +88,8 @@ class Upload:
         added: id of the record in the user's store, once it was added.
         adding: whether it is being added.
         add_error: why it could not be added.
+        in_use: tasks that are to read the file.
+        stopped: set when it is forgotten.
     """
 
     id: str
@@ -98,6 +103,7 @@ class Upload:
     added: str | None = None
     adding: bool = False
     add_error: str | None = None
+    in_use: int = 0
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def told(self, text: str) -> str:
@@ -106,7 +112,7 @@ class Upload:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it is waiting or being worked on."""
+        """Whether it is coming, waiting or being worked on."""
         return self.state in ("waiting", "working") or self.adding
 
 
@@ -162,7 +168,7 @@ class Uploads:
     def examine(self, upload: Upload) -> None:
         """Begin to read a file that has come, as soon as those before it are done."""
         upload.size = upload.path.stat().st_size
-        self._worker.submit(self._work, upload)
+        self._submit(self._work, upload)
 
     def get(self, upload_id: str) -> Upload:
         """A file by its id.
@@ -192,7 +198,7 @@ class Uploads:
             if upload.examined is None or upload.adding:
                 raise InputError(f"{printable(upload.name)}: not ready to be added; wait")
             upload.adding, upload.added, upload.add_error = True, None, None
-        self._worker.submit(self._add, upload, material_id, on_conflict)
+        self._submit(partial(self._add, material_id, on_conflict), upload)
 
     # ------------------------------------------------------------------ inside
 
@@ -203,8 +209,20 @@ class Uploads:
 
     def _clean(self, upload: Upload) -> None:
         """Remove a file that was forgotten, unless it is being worked on: then that does it."""
-        if upload.stopped.is_set() and not upload.is_busy:
+        if upload.stopped.is_set() and not upload.in_use:
             shutil.rmtree(upload.path.parent, ignore_errors=True)
+
+    def _submit(self, task: Callable[[Upload], None], upload: Upload) -> None:
+        def run() -> None:
+            try:
+                task(upload)
+            finally:
+                with self._lock:
+                    upload.in_use -= 1
+                    self._clean(upload)
+
+        upload.in_use += 1
+        self._worker.submit(run)
 
     def _work(self, upload: Upload) -> None:
         upload.state = "working"
@@ -215,7 +233,6 @@ class Uploads:
             upload.state, upload.error = "failed", "stopped"
         except Exception as error:  # told on the page, whatever it is  # noqa: BLE001
             upload.state, upload.error = "failed", upload.told(_explained(error))
-        self._clean(upload)
 
     def _examined(self, upload: Upload) -> Examined:
         path = upload.path
@@ -256,7 +273,10 @@ class Uploads:
 
     def _predicted(self, path: Path) -> dict[str, Any]:
         (row,) = self._database.predict(path).to_dict("records")
-        return {str(name): None if value != value else value for name, value in row.items()}
+        return {
+            name: None if row[name] != row[name] else row[name]
+            for name in (*PREDICTED_VALUES, "model", "in_training", "outside_domain", "foreign")
+        }
 
     def _own_store(self) -> Database:
         """The store of the files themselves, made when the first comes."""
@@ -264,7 +284,7 @@ class Uploads:
             self._own = self._database.sibling(Path(self._folder.name) / "store")
         return self._own
 
-    def _add(self, upload: Upload, material_id: str, on_conflict: OnConflict) -> None:
+    def _add(self, material_id: str, on_conflict: OnConflict, upload: Upload) -> None:
         try:
             report = self._database.add(upload.path, ids=[material_id], on_conflict=on_conflict)
             _raise_why([*report.failed, *report.skipped])
@@ -272,7 +292,6 @@ class Uploads:
         except Exception as error:  # told on the page, whatever it is  # noqa: BLE001
             upload.add_error = upload.told(_explained(error))
         upload.adding = False
-        self._clean(upload)
 
 
 def _raise_why(reports: Sequence[tuple[Path, str]]) -> None:

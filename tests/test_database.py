@@ -35,6 +35,7 @@ from chgdb.errors import (
 from chgdb.files import PARTIAL_SUFFIX
 from chgdb.filters import Conditions, condition_of
 from chgdb.formats import read_density
+from chgdb.query import Condition
 from chgdb.schema import ARRAYS_FOLDER, FORMAT_VERSION
 from chgdb.weights import load_config
 
@@ -202,6 +203,10 @@ FILTERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"sort": "C11"}, ["mp-1", "mp-2", "mp-3", "mp-4", "mp-5"]),
     ({"sort": "Band-Gap", "limit": 2}, ["mp-4", "mp-2"]),
     ({"limit": 0}, []),
+    ({"offset": 3}, ["mp-4", "mp-5"]),
+    ({"sort": "band_gap", "descending": True, "offset": 1, "limit": 2}, ["mp-1", "mp-5"]),
+    ({"offset": 10**30}, []),
+    ({"also": Condition("bulk_modulus > ?", (100,)), "where": "NOT is_metal"}, ["mp-1"]),
 ]
 
 
@@ -243,6 +248,7 @@ def test_underscores_in_symbols_do_not_matter(database: Database) -> None:
         ({"elements": ["Xx"]}, "not an element"),
         ({"formula": ""}, "not a chemical formula"),
         ({"limit": -1}, "limit -1"),
+        ({"offset": -1}, "offset -1"),
     ],
 )
 def test_filters_that_cannot_be_understood(
@@ -776,3 +782,40 @@ def test_counting_regards_the_filters_and_nothing_else(database: Database) -> No
         expected = len(database.select(**filters))  # type: ignore[arg-type]
         answer = {"columns": "formula", "sort": "formula", "descending": True, "limit": 1}
         assert database.count(**filters, **answer) == expected  # type: ignore[arg-type]
+
+
+def test_a_sibling_encodes_as_the_store_does(
+    database: Database, make_file: MakeFile, tmp_path: Path
+) -> None:
+    path = make_file("a.npz")
+    sibling = database.sibling(tmp_path / "sibling")
+    sibling.add(path, ids=["a"])
+    database.add(path, ids=["a"])
+    assert list(sibling) == ["a"]
+    names = ("latent_nmae", "payload_nmae", "payload_bytes", "n_electrons")
+    assert [sibling["a"].row[n] for n in names] == [database["a"].row[n] for n in names]
+    np.testing.assert_array_equal(sibling["a"].latent().values, database["a"].latent().values)
+    assert sibling._codec is database._codec
+    with pytest.raises(StoreError, match="not empty"):
+        database.sibling(tmp_path / "sibling")
+
+
+def test_a_record_as_a_dict(database: Database) -> None:
+    record = database["mp-1"]
+    told = record.to_dict()
+    assert told["lattice"] == record.structure.lattice.tolist()
+    assert told["species"] == list(record.structure.species)
+    assert "predicted" not in told
+    shipped = Database(ROOT / "store")["mp-149"]
+    assert shipped.to_dict()["predicted"] == shipped.predicted
+
+
+def test_whether_a_store_can_be_written(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert database.is_writable
+    monkeypatch.setattr("chgdb.database.is_shipped", lambda place: place == database.place)
+    assert not database.is_writable
+    monkeypatch.undo()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert not database.is_writable

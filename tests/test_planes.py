@@ -15,7 +15,7 @@ from chgdb.errors import InputError
 from chgdb.planes import LatticePlane, Miller, parse_miller
 
 WAVES: list[Wave] = [((1, 2, -1), 0.4, 0.3), ((0, 1, 2), 0.3, -0.8), ((2, 0, 1), 0.2, 1.0)]
-ATOMS = Structure(SKEW, ("Si", "C"), [[0.1, 0.2, 0.3], [0.9, 0.45, 0.77]])
+ATOMS = Structure(SKEW, ("Si", "C"), np.array([[0.1, 0.2, 0.3], [0.9, 0.45, 0.77]]))
 
 indices = st.tuples(*[st.integers(-7, 7)] * 3).filter(any)
 

@@ -57,7 +57,7 @@ def test_any_lattice_plane_can_be_drawn(tmp_path: Path, figures: list[Figure]) -
     axes = figures[0].axes[0]
     plane = LatticePlane(density.structure, (1, 1, 0), 0.9)
     drawn = np.asarray(axes.collections[0].get_array())
-    np.testing.assert_allclose(drawn, plane.values(density.values, drawn.shape), rtol=1e-9)  # type: ignore[arg-type]
+    np.testing.assert_allclose(drawn, plane.values(density.values, drawn.shape), rtol=1e-9)
     assert [text.get_text() for text in axes.texts] == ["Si" for _ in plane.atoms(0.1)]
 
 
