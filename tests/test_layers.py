@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "figures",
         "system_inputs",
         "filters",
+        "optimade_filter",
     ),
     (
         "codec",
@@ -65,7 +66,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("archive", "derived", "evaluation", "properties", "structure_intake"),
     ("predicting", "train_properties", "adding", "verification", "compaction"),
     ("database", "train", "property_evaluation"),
-    ("assessment", "release_import", "repair"),
+    ("assessment", "release_import", "repair", "optimade"),
     ("cli", "xarray_backend"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
