@@ -72,26 +72,26 @@ class _HttpError(Exception):
 def optimade_routes(database: Database) -> list[Route]:
     """The routes of an OPTIMADE API over a store, for the root of a server.
 
-    They answer every GET below `/v1` (and below the paths of other versions, with the error that
-    OPTIMADE demands) and `/versions`; their errors are JSON:API.
+    They answer every GET of `/versions`, below `/v1`, and below the paths of other versions, with
+    the error that OPTIMADE demands. Their errors are JSON:API.
     """
     from starlette.routing import Route
 
-    endpoints = {
+    endpoints: dict[str, _Endpoint] = {
         "/versions": _versions,
         "/v1/info": _info,
         "/v1/info/structures": _info_structures,
         "/v1/links": _links,
         "/v1/structures": partial(_structures, database),
         "/v1/structures/{id}": partial(_structure, database),
-        "/v1/{path:path}": _not_found,
         "/v1": _not_found,
-        "/v{version:float}": _other_version,
-        "/v{version:float}/{path:path}": _other_version,
+        "/v1/{path:path}": _not_found,
+        "/v{version:int}{rest:path}": _other_version,
     }
     return [
-        Route(path, _answering(endpoint, database), methods=["GET"])
+        Route(path + slash, _answering(endpoint, database), methods=["GET"])
         for path, endpoint in endpoints.items()
+        for slash in ("", "/")
     ]
 
 
@@ -179,6 +179,7 @@ def _info_structures(request: Request) -> _Answer:
         name: {
             "description": field.description,
             "type": field.type,
+            "x-optimade-type": field.type,
             "sortable": field.sort_column is not None,
             **({"unit": field.unit} if field.unit else {}),
         }
@@ -291,9 +292,6 @@ def _checked_parameters(request: Request, known: frozenset[str]) -> dict[str, st
         raise QueryError(f"response_format {brief(asked['response_format'])}: there is only json")
     if asked.get("include", "") not in ("", "references"):
         raise QueryError(f"include {brief(asked['include'])}: there is nothing to include")
-    if asked.get("api_hint", "v1") not in ("", "v1", "v1.2"):
-        hint = brief(asked["api_hint"])
-        raise _HttpError(553, "Version Not Supported", f"api_hint {hint}: this server answers v1")
     return asked
 
 

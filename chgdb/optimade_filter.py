@@ -50,7 +50,11 @@ _MAX_DEPTH = 32
 
 
 class UnsupportedFilterError(QueryError):
-    """A filter in the OPTIMADE language with an optional feature that chgdb lacks."""
+    """A filter in the OPTIMADE language that chgdb cannot run.
+
+    It has an optional feature that chgdb lacks, or values of different types, which the language
+    can write but not compare.
+    """
 
 
 @dataclass(frozen=True)
@@ -282,9 +286,8 @@ def parse_filter(text: str) -> OptimadeFilter:
     """A filter of OPTIMADE 1.2 as a checked condition; blank asks for nothing.
 
     Raises:
-        QueryError: it cannot be read, names an unknown field, compares what cannot be compared, or
-            is too long or too deeply nested.
-        UnsupportedFilterError: an optional feature that chgdb lacks.
+        QueryError: it cannot be read, names an unknown field, or is too long or too deeply nested.
+        UnsupportedFilterError: an optional feature that chgdb lacks, or values of different types.
         MissingExtraError: the package `optimade` is not installed.
     """
     if not text.strip():
@@ -340,7 +343,8 @@ def _grammar() -> Lark:
     except ModuleNotFoundError as error:
         raise MissingExtraError("OPTIMADE", "web") from error
     text = (folder / "grammar" / "v1.2.0.lark").read_text(encoding="utf-8")
-    # LALR, because time grows with the square of the length in lark's usual parser
+    text = text.replace("\nbool:", "\n!bool:")  # else the tree does not say which it was
+    # LALR: lark's usual parser takes thirty times as long for a long filter
     return Lark(text, parser="lalr", maybe_placeholders=False)
 
 
@@ -440,7 +444,9 @@ class _Walk:
         word, part = str(tree.children[0]), self._value(_tree(tree.children[-1]))
         for side in (value, part):
             if side.kind not in ("text", "unknown"):
-                raise QueryError(f"{word} needs text, and {side.name} is {_NAMES[side.kind]}")
+                raise UnsupportedFilterError(
+                    f"{word} needs text, and {side.name} is {_NAMES[side.kind]}"
+                )
         if "unknown" in (value.kind, part.kind):
             return _UNKNOWN
         return Condition(
@@ -462,7 +468,9 @@ class _Walk:
         if value.kind == "unknown":
             return _UNKNOWN
         if value.field is None or value.kind != "list":
-            raise QueryError(f"HAS needs a list, and {value.name} is {_NAMES[value.kind]}")
+            raise UnsupportedFilterError(
+                f"HAS needs a list, and {value.name} is {_NAMES[value.kind]}"
+            )
         if not value.field.served:
             return _UNKNOWN
         if value.field.items is None:
@@ -472,7 +480,9 @@ class _Walk:
             if item.sql != "?":
                 raise UnsupportedFilterError("properties after HAS are not supported")
             if item.kind != kind:
-                raise QueryError(f"{value.name} has no {item.name}: its items are {kind}s")
+                raise UnsupportedFilterError(
+                    f"{value.name} has no {item.name}: its items are {kind}s"
+                )
         asked = f"[{', '.join('?' * len(wanted))}]::{'VARCHAR' if kind == 'text' else 'DOUBLE'}[]"
         sql = {
             "ALL": f"list_has_all({value.sql}, {asked})",
@@ -486,7 +496,9 @@ class _Walk:
         if value.kind == "unknown":
             return _UNKNOWN
         if value.field is None or value.kind != "list":
-            raise QueryError(f"LENGTH needs a list, and {value.name} is {_NAMES[value.kind]}")
+            raise UnsupportedFilterError(
+                f"LENGTH needs a list, and {value.name} is {_NAMES[value.kind]}"
+            )
         operator = str(tree.children[1]) if len(tree.children) == 3 else "="
         number = _number(_tree(tree.children[-1]).children[0])
         length = _Value(f"{value.field.length}::DOUBLE", (), "number", "LENGTH", value.field)
@@ -524,14 +536,14 @@ def _compared(left: _Value, operator: str, right: _Value) -> Condition:
         return _UNKNOWN
     left, right = _timed(left, right), _timed(right, left)
     if left.kind != right.kind:
-        raise QueryError(
+        raise UnsupportedFilterError(
             f"cannot compare {left.name}, {_NAMES[left.kind]}, "
             f"with {right.name}, {_NAMES[right.kind]}"
         )
     if left.kind == "list":
         raise UnsupportedFilterError("comparing two lists is not supported; use HAS")
     if left.kind == "boolean" and operator not in ("=", "!="):
-        raise QueryError(f"{left.name} is true or false: compare it with = or !=")
+        raise UnsupportedFilterError(f"{left.name} is true or false: compare it with = or !=")
     return Condition(
         f"({left.sql} {_OPERATORS[operator]} {right.sql})", left.parameters + right.parameters
     )
