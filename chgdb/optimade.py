@@ -135,7 +135,7 @@ def _status(error: ChgdbError | _HttpError) -> tuple[int, str]:
 
 def _meta(request: Request, database: Database) -> dict[str, Any]:
     """What every answer says of itself."""
-    path = request.url.path.removeprefix("/v1")
+    path = re.sub(r"^/v[0-9][^/]*", "", request.url.path)
     query = f"?{request.url.query}" if request.url.query else ""
     return {
         "query": {"representation": f"{path}{query}"},

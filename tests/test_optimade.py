@@ -17,7 +17,6 @@ from chgdb.optimade import MAX_PAGE, optimade_routes
 from chgdb.optimade_filter import FIELDS, PREFIX
 
 if TYPE_CHECKING:
-    from httpx import Response
     from starlette.testclient import TestClient
 
 testclient = pytest.importorskip("starlette.testclient")
@@ -41,8 +40,10 @@ def client(template: Path) -> Iterator[TestClient]:
         yield client
 
 
-def ask(client: TestClient, path: str, status: int = 200, **parameters: object) -> dict[str, Any]:
-    response: Response = client.get(f"/v1{path}", params={k: str(v) for k, v in parameters.items()})
+def ask(
+    client: TestClient, path: str, status: int = 200, /, **parameters: object
+) -> dict[str, Any]:
+    response = client.get(f"/v1{path}", params={k: str(v) for k, v in parameters.items()})
     assert response.headers["content-type"] == "application/vnd.api+json"
     answer: dict[str, Any] = response.json()
     assert response.status_code == status, answer
@@ -50,7 +51,7 @@ def ask(client: TestClient, path: str, status: int = 200, **parameters: object) 
     return answer
 
 
-def refused(client: TestClient, path: str, status: int, **parameters: object) -> str:
+def refused(client: TestClient, path: str, status: int, /, **parameters: object) -> str:
     """The one line of an error."""
     answer = ask(client, path, status, **parameters)
     (error,) = answer["errors"]
@@ -72,7 +73,7 @@ class ValidatorClient:
         self.last_request: str | None = None
         self._client = client
 
-    def get(self, request: str) -> Response:
+    def get(self, request: str) -> Any:
         path = request if request.startswith("/") or not request else f"/{request}"
         self.last_request = request if "://" in request else self.base_url + path
         return self._client.get(self.last_request)

@@ -171,25 +171,22 @@ def length_tests(draw: st.DrawFn) -> tuple[str, Test]:
 @st.composite
 def other_tests(draw: st.DrawFn) -> tuple[str, Test]:
     metal, system = f"{PREFIX}is_metal", f"{PREFIX}crystal_system"
-    return draw(
-        st.sampled_from(
-            [
-                (f"{metal} = TRUE", lambda row: row["is_metal"]),
-                (
-                    f"{metal} != TRUE",
-                    lambda r: None if r["is_metal"] is None else not r["is_metal"],
-                ),
-                (f"{metal} IS KNOWN", lambda row: row["is_metal"] is not None),
-                (f"{system} IS UNKNOWN", lambda row: row["crystal_system"] is None),
-                (f"{PREFIX}bulk_modulus IS KNOWN", lambda r: known(r["bulk_modulus"]) is not None),
-                ("_exmpl_x = 1", lambda row: None),
-                ("_exmpl_x IS UNKNOWN", lambda row: True),
-                ('immutable_id = "a"', lambda row: None),
-                ('type = "structures"', lambda row: True),
-                ("nelements = nsites", lambda row: row["n_elements"] == row["n_atoms"]),
-            ]
-        )
-    )
+    tests: list[tuple[str, Test]] = [
+        (f"{metal} = TRUE", lambda row: row["is_metal"]),
+        (
+            f"{metal} != TRUE",
+            lambda r: None if r["is_metal"] is None else not r["is_metal"],
+        ),
+        (f"{metal} IS KNOWN", lambda row: row["is_metal"] is not None),
+        (f"{system} IS UNKNOWN", lambda row: row["crystal_system"] is None),
+        (f"{PREFIX}bulk_modulus IS KNOWN", lambda r: known(r["bulk_modulus"]) is not None),
+        ("_exmpl_x = 1", lambda row: None),
+        ("_exmpl_x IS UNKNOWN", lambda row: True),
+        ('immutable_id = "a"', lambda row: None),
+        ('type = "structures"', lambda row: True),
+        ("nelements = nsites", lambda row: row["n_elements"] == row["n_atoms"]),
+    ]
+    return draw(st.sampled_from(tests))
 
 
 def joined(word: str, parts: list[tuple[str, Test]]) -> tuple[str, Test]:
