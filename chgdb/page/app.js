@@ -4,7 +4,7 @@ import { el, errorPanel, getJson } from "./http.js";
 
 const main = document.getElementById("main");
 const announcer = document.getElementById("announce");
-const toList = document.getElementById("to-list");
+const toList = document.querySelectorAll("[data-list]");
 
 const ctx = {
   store: null,
@@ -19,7 +19,7 @@ const ctx = {
   },
   /** The list remembers its address here, so that the way back leads to the same search. */
   listAt(hash) {
-    toList.href = hash;
+    for (const link of toList) link.href = hash;
   },
 };
 
@@ -59,7 +59,11 @@ async function show() {
     const found = route(location.hash);
     if (!found) throw new Error("there is nothing at this address");
     document.title = `${found.title} · chgdb`;
-    const [module] = await Promise.all([import(found.module), loadStore()]);
+    const loading = import(found.module).then((module) => {
+      if (ctx.store === null) module.prepare?.(found.params);
+      return module;
+    });
+    const [module] = await Promise.all([loading, loadStore()]);
     if (turn !== shown) return;
     main.replaceChildren(root);
     const done = await module.show(root, found.params, ctx);
@@ -67,7 +71,7 @@ async function show() {
     else done?.();
   } catch (error) {
     if (turn !== shown) return;
-    main.replaceChildren(errorPanel(error, el("p", {}, el("a", { href: toList.hash || "#/" }, "To the list of materials"))));
+    main.replaceChildren(errorPanel(error, el("p", {}, el("a", { href: toList[0].hash || "#/" }, "To the list of materials"))));
     document.title = "Error · chgdb";
   }
   if (turn === shown && !first && !main.contains(document.activeElement)) main.focus({ preventScroll: true });
@@ -89,7 +93,7 @@ function showStore(store) {
   const path = String(store.summary?.store ?? "");
   const name = path.split("/").filter(Boolean).at(-1) ?? "";
   const line = document.getElementById("store-name");
-  line.replaceChildren(el("b", {}, name), ` ${store.records.toLocaleString("en")} materials`);
+  line.replaceChildren(el("b", {}, name), ` ${store.records.toLocaleString("en")}`, el("span", {}, " materials"));
   line.title = path;
 }
 

@@ -1,8 +1,9 @@
 /** The list of materials: search, filters, table, distributions, and the same on the command line. */
 
 import { debounced, el, getJson, unit } from "./http.js";
+import { completing } from "./complete.js";
 import { Histograms, bounds } from "./histograms.js";
-import { Table, label } from "./table.js";
+import { Table, label, prepare as prepareRows } from "./table.js";
 
 const COLUMNS = [
   "id", "formula", "spacegroup_symbol", "crystal_system", "n_atoms", "bulk_modulus", "shear_modulus",
@@ -17,7 +18,7 @@ const EXAMPLES = [
 const TEXTS = {
   formula: ["formula", "TiO2"],
   elements: ["all of these elements", "Ti,O"],
-  exclude: ["none of these", "Pb,Cd"],
+  exclude: ["none of these elements", "Pb,Cd"],
   chemsys: ["exactly these elements", "Ti-O"],
   nelements: ["number of elements", "2 or 2:3"],
   spacegroup: ["space group", "227 or Fd-3m"],
@@ -29,7 +30,27 @@ const many = (n) => n.toLocaleString("en");
 /** Where the list was left, for links to it; Back finds the same in the history. */
 let left = { hash: "", state: null };
 
-/** A word as a POSIX shell reads it: it's stays one word. */
+/** What the query of a hash asks for: filters and sort, ranges, and the columns to show. */
+function asked(query) {
+  return {
+    state: new Map([...FILTERS, "sort"].map((name) => [name, query.get(name) ?? ""])),
+    ranges: new Map(query.getAll("range").map((text) => text.split(/=(.*)/s).slice(0, 2))),
+    shown: query.get("columns")?.split(",") ?? COLUMNS,
+  };
+}
+
+/** Filters as /api/materials and /api/distributions read them, and as a hash keeps them. */
+function filtersOf({ state, ranges }) {
+  const query = new URLSearchParams();
+  for (const name of FILTERS) {
+    const value = state.get(name).trim();
+    if (value) query.set(name, value);
+  }
+  for (const [column, range] of ranges) query.append("range", `${column}=${range}`);
+  return query;
+}
+
+/** A word as a POSIX shell reads it. */
 function quoted(word) {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 }
@@ -48,16 +69,17 @@ class Browse {
       range: (column, range) => this.change(() => this.#setRange(column, range)),
       system: (name) => this.change(() => this.#set("crystal_system", name ?? "")),
     });
-    this.state = new Map(FILTERS.concat("sort").map((name) => [name, query.get(name) ?? ""]));
-    this.ranges = new Map(query.getAll("range").map((text) => text.split(/=(.*)/s).slice(0, 2)));
-    this.shown = (query.get("columns")?.split(",") ?? COLUMNS).filter((name) => this.columns.has(name));
+    Object.assign(this, asked(query));
+    this.shown = this.shown.filter((name) => this.columns.has(name));
     this.typed = debounced(() => this.search(), WAIT);
     root.classList.add("browse");
     root.append(this.#searchBox(), this.#filters(), this.#columnList(), this.#body());
     this.#showState();
     const hash = this.#hash();
     const known = history.state?.list ?? (left.hash === hash ? left.state : null);
-    this.search(known ?? {});
+    this.search(known ?? {}).then(() => {
+      if (known?.selected >= 0 && !this.closed) this.table.grid.focus({ preventScroll: true });
+    });
   }
 
   close() {
@@ -71,6 +93,7 @@ class Browse {
 
   #set(name, value) {
     this.state.set(name, value);
+    return this;
   }
 
   #setRange(column, range) {
@@ -85,18 +108,8 @@ class Browse {
     this.search();
   }
 
-  #query() {
-    const query = new URLSearchParams();
-    for (const name of FILTERS) {
-      const value = this.state.get(name).trim();
-      if (value) query.set(name, value);
-    }
-    for (const [column, range] of this.ranges) query.append("range", `${column}=${range}`);
-    return query;
-  }
-
   #hash() {
-    const query = this.#query();
+    const query = filtersOf(this);
     if (this.state.get("sort")) query.set("sort", this.state.get("sort"));
     if (this.shown.join() !== COLUMNS.join()) query.set("columns", this.shown.join());
     const text = query.toString().replaceAll("%2C", ",").replaceAll("%3A", ":");
@@ -108,7 +121,7 @@ class Browse {
     this.asking?.abort();
     const asking = new AbortController();
     this.asking = asking;
-    const query = this.#query();
+    const query = filtersOf(this);
     const hash = this.#hash();
     this.results.setAttribute("aria-busy", "true");
     const columns = this.shown.map((name) => this.columns.get(name));
@@ -152,8 +165,19 @@ class Browse {
   }
 
   #tell(message) {
-    this.error.textContent = message;
+    this.error.replaceChildren(...(message ? [...this.#meant(this.where.value.trim()), message] : []));
+    this.error.title = message;
     this.where.setAttribute("aria-invalid", Boolean(message) && this.where.value.trim() !== "");
+  }
+
+  /** Ways out for who typed a bare formula or id where a condition stands. */
+  #meant(word) {
+    const offer = (text, how) => [el("button", { type: "button", class: "chip", onclick: () => this.change(how) }, `use ${text}`)];
+    if (/^([A-Z][a-z]?[\d.]*)+$/.test(word)) {
+      return offer(`the formula ${word}`, () => this.#set("where", "").#set("formula", word));
+    }
+    const condition = `id = '${word}'`;
+    return /^[\w.+]+-[\w.+-]+$/.test(word) ? offer(condition, () => this.#set("where", condition)) : [];
   }
 
   #showCount(total) {
@@ -161,6 +185,7 @@ class Browse {
     const text = total === records ? `${many(total)} materials` : `${many(total)} of ${many(records)} materials`;
     this.count.replaceChildren(el("b", {}, text));
     this.nothing.hidden = total > 0;
+    if (records === 0) this.nothing.replaceChildren(el("p", {}, el("b", {}, "This store is empty.")), el("p", { class: "muted" }, "Drop a CHGCAR anywhere on the page to begin."));
     this.ctx.announce(text);
   }
 
@@ -192,7 +217,7 @@ class Browse {
   #showCommands() {
     const options = [];
     const option = (name, value) => options.push(value.startsWith("-") ? quoted(`--${name}=${value}`) : `--${name} ${quoted(value)}`);
-    for (const [name, value] of this.#query()) {
+    for (const [name, value] of filtersOf(this)) {
       if (name !== "range") option(name.replaceAll("_", "-"), value);
     }
     for (const [column, range] of this.ranges) option(column.replaceAll("_", "-"), range);
@@ -212,10 +237,11 @@ class Browse {
       id: "where", type: "search", class: "where", spellcheck: false, autocomplete: "off", autocapitalize: "off",
       placeholder: "bulk_modulus > 150 AND NOT is_metal", "aria-describedby": "where-error",
       oninput: () => this.#typedInto("where", this.where),
-      onkeydown: (event) => event.key === "Enter" && this.search(),
     });
+    const completed = completing(this.where, this.ctx.store.columns);
+    this.where.addEventListener("keydown", (event) => event.key === "Enter" && this.search());
     this.inputs = new Map([["where", this.where]]);
-    this.error = el("p", { class: "error", id: "where-error", role: "alert", "aria-live": "assertive" });
+    this.error = el("p", { class: "error", id: "where-error", "aria-live": "polite" });
     const fold = (text, id) => el("button", {
       type: "button", "aria-expanded": "false", "aria-controls": id,
       onclick: (event) => this.#fold(event.currentTarget, id),
@@ -224,7 +250,7 @@ class Browse {
     const examples = EXAMPLES.map((text) => el("button", { type: "button", class: "chip example", onclick: () => this.change(() => this.#set("where", text)) }, text));
     return el(
       "section", { class: "search", role: "search" },
-      el("div", { class: "line" }, el("label", { for: "where", class: "unseen" }, "Search: a condition over the columns, in SQL or OPTIMADE"), this.where, this.filtersButton, fold("Columns", "columns")),
+      el("div", { class: "line" }, el("label", { for: "where", class: "unseen" }, "Search: a condition over the columns, in SQL or OPTIMADE"), completed, this.filtersButton, fold("Columns", "columns")),
       this.error,
       el("div", { class: "examples" }, el("span", { class: "muted small" }, "Try"), examples),
     );
@@ -330,7 +356,7 @@ class Browse {
     this.count = el("span", { class: "found" }, "…");
     this.chips = el("span", { class: "chips" });
     this.nothing = el("div", { class: "nothing", hidden: true }, el("p", {}, el("b", {}, "No material fits all of this.")), el("p", { class: "muted" }, "Take a filter away or widen a range: a material whose value is not known fits no comparison with it."));
-    this.results = el("section", { class: "results", "aria-label": "Materials" }, el("div", { class: "status" }, this.count, this.chips), el("div", { class: "frame" }, el("div", { class: "busy" }), this.table.element, this.nothing), this.#commandLines());
+    this.results = el("section", { class: "results", "aria-label": "Materials" }, el("div", { class: "status" }, this.count, this.chips, el("span", { class: "legend muted small" }, el("i", { class: "density" }), "with a charge density")), el("div", { class: "frame" }, el("div", { class: "busy" }), this.table.element, this.nothing), this.#commandLines());
     return el("div", { class: "columns-of-page" }, this.histograms.element, this.results);
   }
 
@@ -356,6 +382,12 @@ class Browse {
       line("export", "this selection as a file: .csv, .json, .parquet, .extxyz, or a folder for a store of its own"),
     );
   }
+}
+
+/** Asks for the first rows while the store is still asked what it holds. */
+export function prepare(params) {
+  const query = asked(params.query);
+  prepareRows(filtersOf(query), query.shown, query.state.get("sort"), history.state?.list?.at ?? 0);
 }
 
 /** Shows the list of materials that the hash's query asks for. */

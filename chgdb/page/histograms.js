@@ -4,7 +4,7 @@ import { el, svg, unit } from "./http.js";
 import { label } from "./table.js";
 
 const WIDTH = 272;
-const HEIGHT = 62;
+const HEIGHT = 46;
 const AXIS = 16;
 
 const many = (n) => n.toLocaleString("en");
@@ -33,10 +33,18 @@ export function bounds(range) {
   return [low === "" ? -Infinity : Number(low), high === "" ? Infinity : Number(high)];
 }
 
-function rangeText(range, unitText) {
+function rangeText(range) {
   const [low, high] = bounds(range).map((x) => (Number.isFinite(x) ? shown(x) : ""));
-  const text = low && high ? (low === high ? low : `${low} to ${high}`) : low ? `≥ ${low}` : `≤ ${high}`;
-  return unitText ? `${text} ${unitText}` : text;
+  if (low && high) return low === high ? low : `${low} to ${high}`;
+  return low ? `≥ ${low}` : `≤ ${high}`;
+}
+
+/** How many times as high a small selection is drawn, so that its shape can be seen. */
+export function magnification(most, mostSelected) {
+  const room = most / Math.max(1, mostSelected);
+  const power = 10 ** Math.floor(Math.log10(Math.max(1, room)));
+  const factor = [5, 2, 1].map((x) => x * power).find((x) => x <= room) ?? 1;
+  return factor >= 5 ? factor : 1;
 }
 
 /** One property; `pick(range)` is called with the bins that were clicked or dragged over, or null. */
@@ -64,11 +72,12 @@ class Histogram {
       this.band, this.bars.all, this.bars.selected, svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT }), axis,
     );
     this.told = el("span", { class: "told" });
+    this.magnified = el("span", { class: "magnified" });
     this.chip = el("button", { type: "button", class: "chip", hidden: true, onclick: () => this.pick(null) });
     const title = label(data.column);
     this.element = el(
       "figure", { class: "histogram", "data-column": data.column, title: data.description },
-      el("figcaption", {}, el("b", {}, title.charAt(0).toUpperCase() + title.slice(1)), el("span", { class: "muted" }, this.unit), this.told, this.chip),
+      el("figcaption", {}, el("b", {}, title.charAt(0).toUpperCase() + title.slice(1)), el("span", { class: "unit" }, this.unit), this.magnified, this.told, this.chip),
       this.drawing,
     );
     this.#watch();
@@ -78,10 +87,13 @@ class Histogram {
     this.data = data;
     this.range = range;
     const most = Math.max(1, ...data.all);
-    for (const kind of ["all", "selected"]) {
+    const factor = magnification(most, Math.max(...data.selected));
+    this.magnified.textContent = factor > 1 ? `×${many(factor)}` : "";
+    this.magnified.title = `the selection is drawn ${many(factor)} times as high`;
+    for (const [kind, times] of [["all", 1], ["selected", factor]]) {
       for (const [i, bar] of this.bars[kind].entries()) {
         const count = data[kind][i];
-        const height = count ? Math.max(1.5, (count / most) * (HEIGHT - 2)) : 0;
+        const height = count ? Math.max(1.5, ((times * count) / most) * (HEIGHT - 2)) : 0;
         bar.setAttribute("y", HEIGHT - height);
         bar.setAttribute("height", height);
       }
@@ -90,7 +102,7 @@ class Histogram {
     this.drawing.setAttribute("aria-label", `${label(this.column)}: selected are ${counts} known values`);
     this.chip.hidden = !range;
     if (range) {
-      const text = rangeText(range, this.unit);
+      const text = rangeText(range);
       this.chip.replaceChildren(text, el("span", { "aria-hidden": "true" }, "×"));
       this.chip.setAttribute("aria-label", `Remove the range ${text} of ${label(this.column)}`);
     }
@@ -100,8 +112,9 @@ class Histogram {
   /** What stands there while nothing is pointed at: the counts, and the range that is asked for. */
   #rest() {
     const { data, range } = this;
-    this.told.textContent = range ? "" : `${many(data.selected_known)} of ${many(data.known)}`;
-    this.told.title = data.outside ? `${many(data.outside)} values lie beyond the axis` : "";
+    this.told.textContent = range ? "" : `${many(data.selected_known)} / ${many(data.known)}`;
+    const beyond = data.outside ? `; ${many(data.outside)} lie beyond the axis` : "";
+    this.told.title = `known values in the selection, and of all materials${beyond}`;
     if (range) this.#bandOver(...bounds(range));
     else this.band.setAttribute("width", 0);
   }
@@ -126,14 +139,13 @@ class Histogram {
       const [from, to] = start === null ? [bin, bin] : [Math.min(start, bin), Math.max(start, bin)];
       const sum = (counts) => many(counts.slice(from, to + 1).reduce((a, b) => a + b, 0));
       this.#bandOver(this.edges[from], this.edges[to + 1]);
-      this.chip.hidden = true;
-      this.told.textContent = `${rangeText(binRange(this.edges, from, to), "")}: ${sum(this.data.selected)} of ${sum(this.data.all)}`;
+      this.element.classList.add("pointed");
+      this.told.textContent = `${rangeText(binRange(this.edges, from, to))}: ${sum(this.data.selected)} / ${sum(this.data.all)}`;
     };
     const leave = () => {
       start = null;
-      if (!this.data) return;
-      this.chip.hidden = !this.range;
-      this.#rest();
+      this.element.classList.remove("pointed");
+      if (this.data) this.#rest();
     };
     this.drawing.addEventListener("pointermove", over);
     this.drawing.addEventListener("pointerdown", (event) => {
@@ -184,7 +196,8 @@ export class Histograms {
 
   #make(data) {
     for (const histogram of data.histograms) {
-      const { column } = histogram;
+      const { column, edges } = histogram;
+      if (edges.length < 2) continue;
       this.charts.set(column, new Histogram(histogram, (range) => this.on.range(column, range)));
     }
     this.list.append(...data.crystal_systems.map(({ name }) => this.#makeSystem(name)));

@@ -91,7 +91,7 @@ export function spacegroup(symbol) {
   });
 }
 
-const UNITS = { "A^3": "Å³", "e/A^3": "e/Å³", "g/cm^3": "g/cm³", mu_B: "μ_B", A: "Å", "A^3/atom": "Å³/atom", 1: "" };
+const UNITS = { "A^3": "Å³", "e/A^3": "e/Å³", "g/cm^3": "g/cm³", mu_B: "μB", A: "Å", "A^3/atom": "Å³/atom", 1: "" };
 
 /** A unit of the store as it is printed. */
 export function unit(text) {

@@ -10,7 +10,7 @@ const AT_ONCE = 2;
 const TALLEST = 15e6;
 
 const LABELS = {
-  n_atoms: "atoms", n_elements: "elements", spacegroup_symbol: "space group", spacegroup: "group number",
+  n_atoms: "atoms", n_electrons: "electrons", n_elements: "elements", spacegroup_symbol: "space group", spacegroup: "group number",
   youngs_modulus: "Young’s modulus", poisson_ratio: "Poisson ratio", debye_temperature: "Debye temperature",
 };
 
@@ -21,16 +21,40 @@ export function label(name) {
   return name.startsWith("predicted_") && known ? `predicted ${text}` : text;
 }
 
-const WIDTHS = { id: 112, formula: 128, spacegroup_symbol: 96, crystal_system: 112, n_atoms: 66, n_elements: 80 };
+const WIDTHS = { id: 114, formula: 106, spacegroup_symbol: 90, crystal_system: 112, n_atoms: 56, n_elements: 76 };
 
 function width(column) {
   if (column.name in WIDTHS) return WIDTHS[column.name];
   if (column.type === "text") return 150;
-  const longest = Math.max(...label(column.name).split(" ").map((word) => word.length));
-  return Math.max(84, 24 + 8 * longest);
+  const text = label(column.name);
+  const twoLines = text.includes(" ") ? text.length / 2 + 1 : text.length;
+  const longest = Math.max(twoLines, ...text.split(" ").map((word) => word.length));
+  return Math.max(70, 16 + 7 * Math.ceil(longest));
 }
 
 const isNumber = (column) => column.type === "integer" || column.type === "real";
+
+/** Filters, columns and order, as GET /api/materials reads them. */
+function question(filters, names, sort) {
+  const query = new URLSearchParams(filters);
+  query.set("columns", [...new Set([...names, "id", "source"])].join(","));
+  if (sort) query.set("sort", sort);
+  return query;
+}
+
+function pageUrl(query, page) {
+  return `/api/materials?${query}&offset=${page * PAGE}&limit=${PAGE}`;
+}
+
+const early = new Map();
+
+/** Asks for the first rows before there is a table; `Table.load` of the same takes them. */
+export function prepare(filters, names, sort, at) {
+  const url = pageUrl(question(filters, names, sort), Math.floor(at / PAGE));
+  const answer = getJson(url);
+  answer.catch(() => {});
+  early.set(url, answer);
+}
 
 /**
  * The rows that fit a search.
@@ -82,9 +106,7 @@ export class Table {
     this.loading?.abort();
     const loading = new AbortController();
     this.loading = loading;
-    const asked = new URLSearchParams(query);
-    asked.set("columns", [...new Set([...columns.map((column) => column.name), "id", "source"])].join(","));
-    if (sort) asked.set("sort", sort);
+    const asked = question(query, columns.map((column) => column.name), sort);
     const first = Math.floor(at / PAGE);
     let page = await this.#fetch(asked, first, loading.signal);
     if (first > 0 && page.rows.length === 0) {
@@ -112,10 +134,10 @@ export class Table {
   }
 
   #fetch(asked, page, signal) {
-    const query = new URLSearchParams(asked);
-    query.set("offset", page * PAGE);
-    query.set("limit", PAGE);
-    return getJson(`/api/materials?${query}`, { signal });
+    const url = pageUrl(asked, page);
+    const answer = early.get(url) ?? getJson(url, { signal });
+    early.clear();
+    return answer;
   }
 
   #headers(columns, sort) {
@@ -145,7 +167,7 @@ export class Table {
     const title = `${column.name}: ${column.description}`;
     return el(
       "th", { scope: "col", class: isNumber(column) ? "number" : "", title },
-      el("button", { type: "button", onclick: sort }, el("span", {}, label(column.name)), el("small", {}, unit(column.unit))),
+      el("button", { type: "button", onclick: sort }, label(column.name), el("small", {}, unit(column.unit))),
     );
   }
 
@@ -230,7 +252,9 @@ export class Table {
     row.tr.classList.toggle("waiting", !values);
     for (const [i, column] of this.columns.entries()) {
       const value = values?.[this.place.get(column.name)];
-      row.cells[i].replaceChildren(...(values ? this.#cell(column, value, values) : []));
+      const cell = row.cells[i];
+      cell.replaceChildren(...(values ? this.#cell(column, value, values) : []));
+      if (column.type === "text") cell.title = value ?? "";
     }
   }
 
@@ -276,6 +300,7 @@ export class Table {
       asked.delete(page);
       this.#draw();
     } catch (error) {
+      asked.delete(page);
       if (error.name !== "AbortError") this.on.fail(error);
     }
   }
