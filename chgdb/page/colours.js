@@ -29,7 +29,7 @@ export function element(symbol) {
 }
 
 /** Colours of the levels of an isosurface, in the order in which they are added. */
-export const LEVEL_COLOURS = ["#e8912d", "#3f8fd0", "#7a5fb8", "#3da577", "#c9485b"];
+export const LEVEL_COLOURS = ["#e8912d", "#2b7cc9", "#7a5fb8", "#3da577", "#c9485b"];
 
 /** Colours of a difference: more, less. */
 export const MORE = "#d1493f";

@@ -5,8 +5,8 @@
  *
  * Naive surface nets (Gibson, 1998): one vertex in every box of the grid that the surface crosses,
  * at the mean of the crossings of its edges (by linear interpolation), and one quadrilateral for
- * every crossed edge of the grid. Boxes beyond the cell take part, with their vertices moved onto
- * its faces, so that the surface ends at the faces and joins that of the next cell.
+ * every crossed edge of the grid. Boxes beyond the cell take part, and what reaches beyond is cut
+ * off at the faces of the cell, so that the surface ends there and joins that of the next cell.
  *
  * @param {Float32Array} values shape `grid`, C order, not repeated at the boundary
  * @param {number[]} grid points along a, b and c
@@ -47,7 +47,7 @@ export function isosurface(values, grid, level) {
         }
         [x, y, z] = [x / crossings, y / crossings, z / crossings];
         vertexOf[at] = places.length;
-        places.push([within((i - 1 + x) / na), within((j - 1 + y) / nb), within((k - 1 + z) / nc)]);
+        places.push([(i - 1 + x) / na, (j - 1 + y) / nb, (k - 1 + z) / nc]);
         // the gradient of the trilinear field in the box
         const [x1, y1, z1] = [1 - x, 1 - y, 1 - z];
         normals.push([
@@ -63,8 +63,9 @@ export function isosurface(values, grid, level) {
     const low = closed[at] > level;
     if (low === closed[at + step] > level) return;
     const [p, q, r, o] = [vertexOf[at - s - t], vertexOf[at - t], vertexOf[at], vertexOf[at - s]];
-    if (low) faces.push(p, q, r, p, r, o);
-    else faces.push(p, r, q, p, o, r);
+    let polygon = low ? [p, q, r, o] : [p, o, r, q];
+    if (polygon.some((vertex) => places[vertex].some((x) => x < 0 || x > 1))) polygon = cut(polygon, places, normals);
+    for (let i = 2; i < polygon.length; i += 1) faces.push(polygon[0], polygon[i - 1], polygon[i]);
   };
   for (let i = 1; i <= na + 1; i += 1) {
     for (let j = 1; j <= nb + 1; j += 1) {
@@ -82,8 +83,31 @@ export function isosurface(values, grid, level) {
 /** The edges of a box, between corners whose bits say a, b, c (4, 2, 1). */
 const EDGES = [[0, 1], [2, 3], [4, 5], [6, 7], [0, 2], [1, 3], [4, 6], [5, 7], [0, 4], [1, 5], [2, 6], [3, 7]];
 
-function within(x) {
-  return x < 0 ? 0 : x > 1 ? 1 : x;
+/** The part of a polygon in the cell (Sutherland and Hodgman, 1974); appends the new vertices. */
+function cut(polygon, places, normals) {
+  let kept = polygon;
+  for (let axis = 0; axis < 3; axis += 1) {
+    for (const face of [0, 1]) {
+      const depth = (vertex) => (face ? 1 - places[vertex][axis] : places[vertex][axis]);
+      const next = [];
+      kept.forEach((vertex, index) => {
+        const before = kept[(index + kept.length - 1) % kept.length];
+        const [from, to] = [depth(before), depth(vertex)];
+        if (from < 0 !== to < 0) {
+          const t = from / (from - to);
+          const between = (rows) => rows[before].map((x, i) => x + t * (rows[vertex][i] - x));
+          const place = between(places);
+          place[axis] = face;
+          next.push(places.length);
+          normals.push(between(normals));
+          places.push(place);
+        }
+        if (to >= 0) next.push(vertex);
+      });
+      kept = next;
+    }
+  }
+  return kept;
 }
 
 /** The field on points -1 ... n+1 of every axis: shape n+3, the periodic images appended. */

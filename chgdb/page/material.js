@@ -42,7 +42,7 @@ export async function show(root, params, ctx) {
 
   (async () => {
     if (structure) {
-      panels = densityPanels(pictures, { structure, base, sources, errors });
+      panels = densityPanels(pictures, { record, structure, base, sources, errors });
       await panels.ready;
     }
     if (signal.aborted) return;

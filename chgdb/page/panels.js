@@ -4,7 +4,7 @@ import { el, errorPanel, formula, getBinary, number, spacegroup, svg, unit } fro
 import { sliceView } from "./slice.js";
 import { crystalView } from "./viewer.js";
 
-const POINTS = 56;
+const [FEWEST, MOST] = [48, 96]; // points along the longest axis of a density in the crystal
 const CHGCAR_BYTES = 18; // per grid point: five numbers of 17 characters and a space in a line
 
 /** Loads the style of these pages once. */
@@ -48,14 +48,18 @@ export function downloads(base, { density, structure }) {
  * @returns {{destroy: Function, ready: Promise, showLate: Function}} `showLate` adds the latent,
  *   which the server needs seconds for, to the slices
  */
-export function densityPanels(root, { structure, base, sources, errors }) {
+export function densityPanels(root, { record, structure, base, sources, errors }) {
+  // its own grid where that can be: on a coarser one, sharp cores ring through the whole cell
+  const lengths = structure.lattice.map((row) => Math.hypot(...row));
+  const densest = Math.max(...["grid_a", "grid_b", "grid_c"].map((axis, index) => record[axis] / lengths[index]));
+  const points = Math.min(Math.max(Math.ceil(densest * Math.max(...lengths)) || FEWEST, FEWEST), MOST);
   const fields = new Map();
   const abort = new AbortController();
 
   /** {grid, values} of a source, asked once. */
   function field(source) {
     if (!fields.has(source)) {
-      const found = loadField(base, source, abort.signal);
+      const found = loadField(base, source, points, abort.signal);
       found.catch(() => fields.delete(source));
       fields.set(source, found);
     }
@@ -88,8 +92,8 @@ export function densityPanels(root, { structure, base, sources, errors }) {
   };
 }
 
-async function loadField(base, source, signal) {
-  const { buffer, headers } = await getBinary(`${base}/field?source=${source}&points=${POINTS}`, { signal });
+async function loadField(base, source, points, signal) {
+  const { buffer, headers } = await getBinary(`${base}/field?source=${source}&points=${points}`, { signal });
   const grid = headers.get("X-Chgdb-Grid").split(",").map(Number);
   const values = new Float32Array(buffer);
   if (values.length !== grid[0] * grid[1] * grid[2]) throw new Error("the server answered with another number of points");

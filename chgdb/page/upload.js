@@ -156,7 +156,7 @@ async function report(root, base, upload, ctx, signal) {
         found.similar ? neighbourTable(found.similar) : el("p", { class: "muted" }, found.similar_error ?? "No neighbours.")))));
   root.dataset.state = "done";
   ctx.announce(`${upload.name}: ${record.formula}, read`);
-  const panels = densityPanels(pictures, { structure, base, sources, errors });
+  const panels = densityPanels(pictures, { record, structure, base, sources, errors });
   panels.ready.then(() => !signal.aborted && panels.showLate()).then(() => { root.dataset.complete = "true"; });
   return panels;
 }

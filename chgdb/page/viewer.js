@@ -9,7 +9,7 @@ const STEPS = 1000;
 const MOST_LEVELS = LEVEL_COLOURS.length;
 const AXIS_COLOURS = ["#d1493f", "#3a9d5d", "#3f62d6"];
 const NEAR = 1e-3;
-const [TURN, TILT] = [-0.45, 0.2]; // of the first view, radians about the upright and the level axis
+const [TURN, TILT] = [-0.1, 0.3]; // of the first view, radians about the upright and the level axis
 
 /** What the sources are called. */
 export const SOURCE_NAMES = { original: "original", payload: "payload-decoded", latent: "latent-decoded" };
@@ -81,11 +81,12 @@ function unit(p) {
   return p.map((x) => x / length);
 }
 
-/** Quaternion (x, y, z, w) that shows c upright and b to the right, turned and tilted a little. */
-function firstView([, b, c]) {
+/** Quaternion (x, y, z, w) that shows c upright, a to the left and b to the right, a little turned. */
+function firstView([a, b, c]) {
   const up = unit(c);
-  const along = b[0] * up[0] + b[1] * up[1] + b[2] * up[2];
-  const right = unit(b.map((x, axis) => x - along * up[axis]));
+  const apart = b.map((x, axis) => x - a[axis]);
+  const along = apart[0] * up[0] + apart[1] * up[1] + apart[2] * up[2];
+  const right = unit(apart.map((x, axis) => x - along * up[axis]));
   const out = cross(right, up);
   const mixed = (p, q, angle) => p.map((x, axis) => x * Math.cos(angle) + q[axis] * Math.sin(angle));
   const [x, turned] = [mixed(right, out, TURN), mixed(out, right, -TURN)];
@@ -184,17 +185,18 @@ export function crystalView(root, { structure, sources, field }) {
     viewer.setBackgroundColor(style.getPropertyValue("--sunken"), 1); // transparent surfaces need an opaque ground
     const size = Math.cbrt(Math.abs(volume));
     const width = (0.005 * size + 0.008) * state.repeat ** 0.5;
-    const line = viewer.addShape({ color: style.getPropertyValue("--line-strong") || "grey" });
-    const axes = AXIS_COLOURS.map((color) => viewer.addShape({ color }));
-    cellShapes = [line, ...axes];
+    const edges = [];
+    const axes = [];
     for (const [i, j, k] of corners(state.repeat)) {
       [[1, 0, 0], [0, 1, 0], [0, 0, 1]].forEach((step, axis) => {
         const end = [i + step[0], j + step[1], k + step[2]];
         if (end[axis] > state.repeat) return;
         const first = i === 0 && j === 0 && k === 0;
-        (first ? axes[axis] : line).addCylinder({ start: cartesian([i, j, k], structure.lattice), end: cartesian(end, structure.lattice), radius: first ? 1.8 * width : width, fromCap: 1, toCap: 1 });
+        (first ? axes : edges).push([cartesian([i, j, k], structure.lattice), cartesian(end, structure.lattice)]);
       });
     }
+    cellShapes = [viewer.addCustom({ ...bars(edges, width), color: style.getPropertyValue("--muted") }),
+      ...axes.map((axis, index) => viewer.addCustom({ ...bars([axis], 1.8 * width), color: AXIS_COLOURS[index] }))];
     ["a", "b", "c"].forEach((text, axis) => {
       const place = [0, 0, 0].map((_, other) => (other === axis ? 1 + 0.8 / Math.hypot(...structure.lattice[axis]) : 0));
       viewer.addLabel(text, { position: cartesian(place, structure.lattice), showBackground: false, fontColor: AXIS_COLOURS[axis], fontSize: 17, inFront: true, alignment: "center" });
@@ -296,7 +298,7 @@ export function crystalView(root, { structure, sources, field }) {
     const low = signed ? high / 1000 : Math.max(high / 1000, Math.min(quantile(size, 0.01), high / 4));
     shown = { grid, values, signed, negative: signed ? values.map((value) => -value) : null, range: { low, high }, levels: state.levels[signed ? "difference" : "density"] };
     if (!shown.levels.length) {
-      telling(size, signed).forEach((value, index) => shown.levels.push(newLevel(value, index, index ? 0.45 : 0.85)));
+      telling(size, signed).forEach((value, index) => shown.levels.push(newLevel(value, index, index ? 0.4 : 0.85)));
     }
     for (const level of shown.levels) level.value = Math.min(Math.max(level.value, low), high);
     message.hidden = true;
@@ -453,6 +455,29 @@ export function crystalView(root, { structure, sources, field }) {
       if (canvasBox.contains(stage.box)) stage.box.remove();
     },
   };
+}
+
+/** Six-sided bars between pairs of points, as 3Dmol takes a mesh. */
+function bars(pairs, radius) {
+  const [vertexArr, normalArr, faceArr] = [[], [], []];
+  for (const [from, to] of pairs) {
+    const along = unit([to.x - from.x, to.y - from.y, to.z - from.z]);
+    const side = unit(cross(along, Math.abs(along[0]) < 0.8 ? [1, 0, 0] : [0, 1, 0]));
+    const other = cross(along, side);
+    const start = vertexArr.length;
+    for (let corner = 0; corner < 6; corner += 1) {
+      const [p, q] = [Math.cos((corner * Math.PI) / 3), Math.sin((corner * Math.PI) / 3)];
+      const [x, y, z] = side.map((value, axis) => p * value + q * other[axis]);
+      for (const [end, lean] of [[from, -0.8], [to, 0.8]]) {
+        vertexArr.push({ x: end.x + radius * x, y: end.y + radius * y, z: end.z + radius * z });
+        // leaning to the ends, so that a bar that points to the light is not dark
+        normalArr.push({ x: x + lean * along[0], y: y + lean * along[1], z: z + lean * along[2] });
+      }
+      const [low, next] = [start + 2 * corner, start + 2 * ((corner + 1) % 6)];
+      faceArr.push(low, next, next + 1, low, next + 1, low + 1);
+    }
+  }
+  return { vertexArr, normalArr, faceArr };
 }
 
 /** Integer points 0 ... n along each axis. */
