@@ -135,7 +135,8 @@ class Browse {
       this.#showCommands();
       this.hash = hash;
       this.#remember();
-      this.histograms.update(await distributions, this.ranges, this.state.get("crystal_system").toLowerCase());
+      this.histograms.update(await distributions);
+      this.#mark();
     } catch (error) {
       if (error.name === "AbortError" || this.closed || asking !== this.asking) return;
       this.#fail(error);
@@ -162,6 +163,7 @@ class Browse {
 
   #fail(error) {
     this.#tell(error.message);
+    if (this.hash === undefined) this.count.replaceChildren(el("b", {}, "No list yet"));
   }
 
   #tell(message) {
@@ -199,6 +201,11 @@ class Browse {
       if (high !== document.activeElement) high.value = Number.isFinite(b) ? b : "";
     }
     this.#showChips();
+    this.#mark();
+  }
+
+  #mark() {
+    this.histograms.mark(this.ranges, this.state.get("crystal_system").trim().toLowerCase());
   }
 
   #showChips() {
