@@ -21,6 +21,7 @@ from chgdb.api import UPLOADS_PATH, make_api, status_of
 from chgdb.errors import ChgdbError, InputError
 from chgdb.files import one_line, reason
 from chgdb.guard import Guard
+from chgdb.optimade import optimade_routes
 from chgdb.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def create_app(
             originals=originals or {},
         )
     )
+
+    app.router.routes.extend(optimade_routes(database))
 
     @app.get("/", include_in_schema=False)
     def index() -> FileResponse:

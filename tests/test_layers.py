@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "system_inputs",
         "filters",
         "planes",
+        "optimade_filter",
     ),
     (
         "codec",
@@ -77,7 +78,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("archive", "derived", "evaluation", "properties", "structure_intake"),
     ("predicting", "train_properties", "adding", "verification", "compaction"),
     ("database", "train", "property_evaluation"),
-    ("assessment", "release_import", "repair", "distributions", "subjects", "uploads"),
+    ("assessment", "release_import", "repair", "distributions", "subjects", "uploads", "optimade"),
     ("answers",),
     ("api",),
     ("web",),

@@ -22,7 +22,7 @@ MGO = ROOT / "examples" / "MgO.CHGCAR.xz"
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """The folder where pictures go; one of the test's own unless CHGDB_SCREENSHOTS names another."""
+    """Where pictures go: a folder of the test, unless CHGDB_SCREENSHOTS names one."""
     return Path(os.environ.get("CHGDB_SCREENSHOTS", tmp_path))
 
 
