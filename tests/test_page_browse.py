@@ -276,6 +276,10 @@ def test_address_survives_reload_and_back(browser_page: Page, served: Served) ->
 
 def test_keyboard(page: Page, database: Database) -> None:
     names = [row["id"] for row in database.select(columns="id")]
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert page.url.endswith("#/")
     page.get_by_role("grid", name="Materials").focus()
     for _ in range(3):
         page.keyboard.press("ArrowDown")

@@ -147,7 +147,8 @@ class Browse {
 
   /** The address and, in the history, the position in the list. */
   #remember() {
-    if (this.closed || this.hash === undefined) return;
+    const elsewhere = !/^#?\/?(\?|$)/.test(location.hash);
+    if (this.closed || this.hash === undefined || elsewhere) return;
     const state = { list: { at: this.table.at, selected: this.table.selected } };
     left = { hash: this.hash, state: state.list };
     history.replaceState(state, "", this.hash);
