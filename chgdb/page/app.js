@@ -48,7 +48,6 @@ let cleanup = null;
 let shown = 0;
 
 async function show() {
-  if (location.hash === "#main") return;
   const turn = ++shown;
   const previous = cleanup;
   cleanup = null;
@@ -138,6 +137,10 @@ function watchDrops() {
 addEventListener("chgdb:stored", () => {
   loading = null;
   loadStore().catch(() => {});
+});
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
 });
 addEventListener("hashchange", show);
 watchDrops();
