@@ -89,7 +89,7 @@ function loadStore() {
 
 function showStore(store) {
   ctx.store = store;
-  const path = String(store.summary?.store ?? "");
+  const path = String(store.place);
   const name = path.split("/").filter(Boolean).at(-1) ?? "";
   const line = document.getElementById("store-name");
   line.replaceChildren(el("b", {}, name), ` ${store.records.toLocaleString("en")}`, el("span", {}, " materials"));

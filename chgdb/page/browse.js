@@ -229,7 +229,7 @@ class Browse {
       if (name !== "range") option(name.replaceAll("_", "-"), value);
     }
     for (const [column, range] of this.ranges) option(column.replaceAll("_", "-"), range);
-    const store = this.ctx.store.summary?.store;
+    const store = this.ctx.store.place;
     const at = store ? [`--store ${quoted(String(store))}`] : [];
     const filters = [...options];
     if (this.state.get("sort")) option("sort", this.state.get("sort"));
