@@ -47,7 +47,7 @@ class StoreAnswer(BaseModel):
     version: str = Field(description="of chgdb")
     records: int
     materials_with_density: int
-    summary: dict[str, Any] = Field(description="as `chgdb info` prints it")
+    place: str = Field(description="where it is")
     attribution: str
     encoder: str
     sources: list[str]

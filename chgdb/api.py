@@ -105,7 +105,7 @@ def make_api(
             version=__version__,
             records=len(database),
             materials_with_density=database.count(where="source IS NOT NULL"),
-            summary=database.summary(),
+            place=str(database.place),
             attribution=database.info.attribution,
             encoder=database.info.encoder.id,
             sources=[*SOURCES, NO_SOURCE],
@@ -119,6 +119,11 @@ def make_api(
             writable=database.is_writable,
             originals=bool(originals),
         )
+
+    @router.get("/summary")
+    def summary() -> dict[str, Any]:
+        """What the store holds, as `chgdb info` prints it."""
+        return database.summary()
 
     @router.get("/materials")
     def materials(

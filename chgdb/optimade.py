@@ -21,7 +21,7 @@ from chgdb.errors import ChgdbError, QueryError, UnknownIdError
 from chgdb.files import brief
 from chgdb.optimade_filter import (
     FIELDS,
-    SCREW_AXES,
+    SYMBOL_PART,
     UnsupportedFilterError,
     is_foreign,
     known_field,
@@ -401,7 +401,7 @@ def _species(row: _Row) -> list[dict[str, Any]]:
 
 def _symbol(row: _Row) -> str:
     """P 63/m m c for P6_3/mmc."""
-    return re.sub(SCREW_AXES, r" \1", row["spacegroup_symbol"]).replace("_", "")
+    return re.sub(SYMBOL_PART, r" \1", row["spacegroup_symbol"]).replace("_", "")
 
 
 def _last_modified(row: _Row) -> str | None:

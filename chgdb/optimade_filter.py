@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FIELDS",
     "PREFIX",
-    "SCREW_AXES",
+    "SYMBOL_PART",
     "Field",
     "FieldType",
     "OptimadeFilter",
@@ -114,11 +114,11 @@ _ANONYMOUS = (
     f" for p in list_zip(list_reverse_sort({_COUNTS}), range(1, len({_COUNTS}) + 1))], '')"
 )
 
-SCREW_AXES = r"(-?[0-9](_[0-9])?(/[a-z])?|[a-z])"
-"""The generators in the symbol of a space group as spglib writes it: P2_1/c is P, 2_1/c."""
+SYMBOL_PART = r"(-?[0-9](_[0-9])?(/[a-z])?|[a-z])"
+"""A generator in the symbol of a space group as spglib writes it: 2_1/c in P2_1/c."""
 
 _HERMANN_MAUGUIN = (
-    rf"""replace(regexp_replace("spacegroup_symbol", '{SCREW_AXES}', ' \1', 'g'), '_', '')"""
+    rf"""replace(regexp_replace("spacegroup_symbol", '{SYMBOL_PART}', ' \1', 'g'), '_', '')"""
 )
 
 _STANDARD = {
@@ -293,10 +293,11 @@ def parse_filter(text: str) -> OptimadeFilter:
     if not text.strip():
         return OptimadeFilter(Condition(), ())
     _check_text(text)
+    grammar = _grammar()
     from lark.exceptions import LarkError, UnexpectedInput
 
     try:
-        tree = _grammar().parse(text)
+        tree = grammar.parse(text)
     except UnexpectedInput as error:
         column = getattr(error, "pos_in_stream", None)
         where = f"at character {column + 1}" if column is not None else "at its end"
@@ -369,6 +370,11 @@ _NAMES = {
 _REVERSED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 _OPERATORS = {"<": "<", "<=": "<=", ">": ">", ">=": ">=", "=": "=", "!=": "<>"}
 _TEXT_TESTS = {"CONTAINS": "contains", "STARTS": "starts_with", "ENDS": "ends_with"}
+_QUANTIFIERS = {
+    "ALL": "list_has_all({list}, {asked})",
+    "ANY": "list_has_any({list}, {asked})",
+    "ONLY": "list_has_all({asked}, {list})",
+}
 _UNKNOWN = Condition("NULL::BOOLEAN")
 
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -455,14 +461,14 @@ class _Walk:
 
     def _has(self, value: _Value, tree: Tree[Token]) -> Condition:
         """set_op_rhs: HAS ( [ OPERATOR ] value | (ALL | ANY | ONLY) value_list )."""
-        first, last = tree.children[1], _tree(tree.children[-1])
-        word = getattr(first, "type", "")
-        if last.data == "value":
-            items, operated = [last], word == "OPERATOR"
-        else:
-            items = [child for child in last.children if not _is_token(child)]  # type: ignore[misc]
-            operated = len(items) < len(last.children)
-        if operated:
+        last = _tree(tree.children[-1])
+        words = [child for child in tree.children[1:-1] if _is_token(child)]
+        items = [last]
+        if last.data == "value_list":
+            words += [child for child in last.children if _is_token(child)]
+            items = [_tree(child) for child in last.children if not _is_token(child)]
+        quantifiers = [str(word) for word in words if str(word) in _QUANTIFIERS]
+        if len(quantifiers) < len(words):
             raise UnsupportedFilterError("operators after HAS are not supported")
         wanted = [self._value(item) for item in items]
         if value.kind == "unknown":
@@ -484,11 +490,8 @@ class _Walk:
                     f"{value.name} has no {item.name}: its items are {kind}s"
                 )
         asked = f"[{', '.join('?' * len(wanted))}]::{'VARCHAR' if kind == 'text' else 'DOUBLE'}[]"
-        sql = {
-            "ALL": f"list_has_all({value.sql}, {asked})",
-            "ANY": f"list_has_any({value.sql}, {asked})",
-            "ONLY": f"list_has_all({asked}, {value.sql})",
-        }[word if word in ("ANY", "ONLY") else "ALL"]
+        test = _QUANTIFIERS[quantifiers[0] if quantifiers else "ALL"]
+        sql = test.format(list=value.sql, asked=asked)
         return Condition(sql, tuple(item.parameters[0] for item in wanted))
 
     def _length(self, value: _Value, tree: Tree[Token]) -> Condition:

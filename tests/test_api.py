@@ -58,6 +58,8 @@ def test_the_store(client: TestClient, database: Database) -> None:
     assert told["materials_with_density"] == database.count(where="source IS NOT NULL")
     assert told["attribution"] == database.info.attribution
     assert told["writable"] is True
+    assert told["place"] == str(database.place)
+    assert get(client, "summary") == json.loads(json.dumps(database.summary()))
     assert {"name": "bulk_modulus", "type": "real", "unit": "GPa"}.items() <= told["columns"][
         [column["name"] for column in told["columns"]].index("bulk_modulus")
     ].items()

@@ -813,9 +813,10 @@ def test_a_record_as_a_dict(database: Database) -> None:
 def test_whether_a_store_can_be_written(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert database.is_writable
-    monkeypatch.setattr("chgdb.database.is_shipped", lambda place: place == database.place)
-    assert not database.is_writable
-    monkeypatch.undo()
+    told = [database.is_writable]
+    with monkeypatch.context() as patch:
+        patch.setattr("chgdb.database.is_shipped", lambda place: place == database.place)
+        told.append(database.is_writable)
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert not database.is_writable
+    told.append(database.is_writable)
+    assert told == [True, False, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chgdb.errors import QueryError
+from chgdb.errors import MissingExtraError, QueryError
 from chgdb.optimade_filter import (
     FIELDS,
     PREFIX,
     UnsupportedFilterError,
+    _grammar,
     is_foreign,
     known_field,
     parse_filter,
@@ -374,6 +376,13 @@ def test_a_literal_is_never_in_the_sql() -> None:
     assert "secret" not in condition.sql
     assert "4711" not in condition.sql
     assert condition.parameters == ("secret", "secret", 4711.0, "secret")
+
+
+def test_without_the_package_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lark", None)
+    monkeypatch.setattr("chgdb.optimade_filter._grammar", _grammar.__wrapped__)
+    with pytest.raises(MissingExtraError, match=re.escape("chgdb[web]")):
+        parse_filter("nelements = 2")
 
 
 def test_every_field_can_be_asked_for(records: duckdb.DuckDBPyConnection) -> None:

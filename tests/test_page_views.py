@@ -22,7 +22,7 @@ MGO = ROOT / "examples" / "MgO.CHGCAR.xz"
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """The folder where pictures go; one of the test's own unless CHGDB_SCREENSHOTS names another."""
+    """Where pictures go: a folder of the test, unless CHGDB_SCREENSHOTS names one."""
     return Path(os.environ.get("CHGDB_SCREENSHOTS", tmp_path))
 
 
@@ -38,9 +38,8 @@ def test_the_three_views(browser_page: Page, served: Served, pictures: Path) -> 
     page = browser_page
     page.goto(served.page)
     page.fill("#where", "bulk_modulus > 150 AND NOT is_metal")
-    page.wait_for_function("!document.querySelector('main').innerText.includes('6,065 materials')")
-    page.wait_for_selector("figure[data-column] rect")
-    page.wait_for_timeout(300)
+    page.locator(".found", has_text=" of ").wait_for()
+    page.locator(".results:not([aria-busy])").wait_for()
     take(page, pictures / "ui-list.png")
 
     page.goto(f"{served.url}/#/material/mp-149")

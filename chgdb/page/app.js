@@ -48,7 +48,6 @@ let cleanup = null;
 let shown = 0;
 
 async function show() {
-  if (location.hash === "#main") return;
   const turn = ++shown;
   const previous = cleanup;
   cleanup = null;
@@ -90,7 +89,7 @@ function loadStore() {
 
 function showStore(store) {
   ctx.store = store;
-  const path = String(store.summary?.store ?? "");
+  const path = String(store.place);
   const name = path.split("/").filter(Boolean).at(-1) ?? "";
   const line = document.getElementById("store-name");
   line.replaceChildren(el("b", {}, name), ` ${store.records.toLocaleString("en")}`, el("span", {}, " materials"));
@@ -138,6 +137,10 @@ function watchDrops() {
 addEventListener("chgdb:stored", () => {
   loading = null;
   loadStore().catch(() => {});
+});
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
 });
 addEventListener("hashchange", show);
 watchDrops();

@@ -135,7 +135,8 @@ class Browse {
       this.#showCommands();
       this.hash = hash;
       this.#remember();
-      this.histograms.update(await distributions, this.ranges, this.state.get("crystal_system").toLowerCase());
+      this.histograms.update(await distributions);
+      this.#mark();
     } catch (error) {
       if (error.name === "AbortError" || this.closed || asking !== this.asking) return;
       this.#fail(error);
@@ -146,7 +147,8 @@ class Browse {
 
   /** The address and, in the history, the position in the list. */
   #remember() {
-    if (this.closed || this.hash === undefined) return;
+    const elsewhere = !/^#?\/?(\?|$)/.test(location.hash);
+    if (this.closed || this.hash === undefined || elsewhere) return;
     const state = { list: { at: this.table.at, selected: this.table.selected } };
     left = { hash: this.hash, state: state.list };
     history.replaceState(state, "", this.hash);
@@ -162,6 +164,7 @@ class Browse {
 
   #fail(error) {
     this.#tell(error.message);
+    if (this.hash === undefined) this.count.replaceChildren(el("b", {}, "No list yet"));
   }
 
   #tell(message) {
@@ -199,6 +202,11 @@ class Browse {
       if (high !== document.activeElement) high.value = Number.isFinite(b) ? b : "";
     }
     this.#showChips();
+    this.#mark();
+  }
+
+  #mark() {
+    this.histograms.mark(this.ranges, this.state.get("crystal_system").trim().toLowerCase());
   }
 
   #showChips() {
@@ -221,7 +229,7 @@ class Browse {
       if (name !== "range") option(name.replaceAll("_", "-"), value);
     }
     for (const [column, range] of this.ranges) option(column.replaceAll("_", "-"), range);
-    const store = this.ctx.store.summary?.store;
+    const store = this.ctx.store.place;
     const at = store ? [`--store ${quoted(String(store))}`] : [];
     const filters = [...options];
     if (this.state.get("sort")) option("sort", this.state.get("sort"));

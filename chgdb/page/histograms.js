@@ -27,10 +27,10 @@ export function binRange(edges, from, to) {
   return `${text(edges[from])}:${text(edges[to + 1])}`;
 }
 
-/** Both ends of "LOW:HIGH", "LOW:", ":HIGH" or "VALUE"; a missing one is infinite. */
+/** Both ends of "LOW:HIGH", "LOW:", ":HIGH" or "VALUE"; one that is no number is infinite. */
 export function bounds(range) {
-  const [low, high = low] = range.split(":").map((part) => part.trim());
-  return [low === "" ? -Infinity : Number(low), high === "" ? Infinity : Number(high)];
+  const [low, high = low] = range.split(":").map((part) => (part.trim() === "" ? NaN : Number(part)));
+  return [Number.isNaN(low) ? -Infinity : low, Number.isNaN(high) ? Infinity : high];
 }
 
 function rangeText(range) {
@@ -83,9 +83,20 @@ class Histogram {
     this.#watch();
   }
 
-  update(data, range) {
-    this.data = data;
+  /** Shows the range that is asked for, if any. */
+  mark(range) {
     this.range = range;
+    this.chip.hidden = !range;
+    if (range) {
+      const text = rangeText(range);
+      this.chip.replaceChildren(text, el("span", { "aria-hidden": "true" }, "×"));
+      this.chip.setAttribute("aria-label", `Remove the range ${text} of ${label(this.column)}`);
+    }
+    this.#rest();
+  }
+
+  update(data) {
+    this.data = data;
     const most = Math.max(1, ...data.all);
     const factor = magnification(most, Math.max(...data.selected));
     this.magnified.textContent = factor > 1 ? `×${many(factor)}` : "";
@@ -100,18 +111,13 @@ class Histogram {
     }
     const counts = `${many(data.selected_known)} of ${many(data.known)}`;
     this.drawing.setAttribute("aria-label", `${label(this.column)}: selected are ${counts} known values`);
-    this.chip.hidden = !range;
-    if (range) {
-      const text = rangeText(range);
-      this.chip.replaceChildren(text, el("span", { "aria-hidden": "true" }, "×"));
-      this.chip.setAttribute("aria-label", `Remove the range ${text} of ${label(this.column)}`);
-    }
     this.#rest();
   }
 
   /** What stands there while nothing is pointed at: the counts, and the range that is asked for. */
   #rest() {
     const { data, range } = this;
+    if (!data) return;
     this.told.textContent = range ? "" : `${many(data.selected_known)} / ${many(data.known)}`;
     const beyond = data.outside ? `; ${many(data.outside)} lie beyond the axis` : "";
     this.told.title = `known values in the selection, and of all materials${beyond}`;
@@ -145,7 +151,7 @@ class Histogram {
     const leave = () => {
       start = null;
       this.element.classList.remove("pointed");
-      if (this.data) this.#rest();
+      this.#rest();
     };
     this.drawing.addEventListener("pointermove", over);
     this.drawing.addEventListener("pointerdown", (event) => {
@@ -171,7 +177,7 @@ class Histogram {
 }
 
 /**
- * All of them, for GET /api/distributions.
+ * The distributions of all that is told of.
  *
  * `on.range(column, range or null)` and `on.system(name or null)` are called when a range of
  * bins or a crystal system is chosen or no longer wanted.
@@ -185,13 +191,20 @@ export class Histograms {
     this.element = el("aside", { class: "histograms", "aria-label": "Distributions" });
   }
 
-  update(data, ranges, system) {
-    if (!this.charts.size) this.#make(data);
-    for (const histogram of data.histograms) {
-      this.charts.get(histogram.column)?.update(histogram, ranges.get(histogram.column));
+  /** Shows which ranges (column -> "LOW:HIGH") and which crystal system are asked for. */
+  mark(ranges, system) {
+    for (const [column, chart] of this.charts) chart.mark(ranges.get(column));
+    for (const [name, { row }] of this.systems) {
+      if (name !== null) row.setAttribute("aria-pressed", name === system);
     }
+  }
+
+  /** Shows what GET /api/distributions answered. */
+  update(data) {
+    if (!this.systems.size) this.#make(data);
+    for (const histogram of data.histograms) this.charts.get(histogram.column)?.update(histogram);
     const most = Math.max(1, ...data.crystal_systems.map((each) => each.all));
-    for (const each of data.crystal_systems) this.#updateSystem(each, most, system);
+    for (const each of data.crystal_systems) this.#updateSystem(each, most);
   }
 
   #make(data) {
@@ -217,7 +230,7 @@ export class Histograms {
     return parts.row;
   }
 
-  #updateSystem({ name, all, selected }, most, chosen) {
+  #updateSystem({ name, all, selected }, most) {
     const parts = this.systems.get(name);
     if (!parts) return;
     const share = (count) => (count ? `max(2px, ${(100 * count) / most}%)` : "0");
@@ -225,6 +238,5 @@ export class Histograms {
     parts.selected.style.width = share(selected);
     parts.count.textContent = many(selected);
     parts.row.title = `${many(selected)} of ${many(all)}`;
-    if (name !== null) parts.row.setAttribute("aria-pressed", name === chosen);
   }
 }
