@@ -233,6 +233,36 @@ def test_leaving_and_coming_back_keeps_one_webgl_context(
     assert int(data(browser_page, ".crystal-view")["triangles"]) > 0
 
 
+def test_a_latent_that_cannot_be_decoded_leaves_the_rest(
+    browser_page: Page, served: Served
+) -> None:
+    refusal = '{"error": "latents need torch"}'
+    for path in ("**/plane?*latent*", "**/field?source=latent*"):
+        browser_page.route(path, lambda route: route.fulfill(status=400, body=refusal))
+    opened(browser_page, served, SILICON)
+    alerts = browser_page.locator(".material [role=alert]")
+    assert alerts.all_inner_texts() == ["latents need torch"]
+    browser_page.get_by_label("plane 1 1 1").click()
+    browser_page.wait_for_selector(".slice-view[data-miller='1,1,1'][data-sources=payload]")
+    browser_page.get_by_label("Density shown").select_option("latent")
+    browser_page.locator(".crystal-box [role=alert]").wait_for()
+    assert data(browser_page, ".crystal-view")["source"] == "payload"
+
+
+def test_the_crystal_turns_by_keys_and_spins(browser_page: Page, served: Served) -> None:
+    opened(browser_page, served, STRUCTURE_ONLY)
+    crystal = browser_page.locator(".crystal")
+    crystal.focus()
+    pictures = [crystal.screenshot()]
+    for key in ("ArrowLeft", "ArrowUp", "+"):
+        browser_page.keyboard.press(key)
+        pictures.append(crystal.screenshot())
+    assert len(set(pictures)) == len(pictures)
+    browser_page.get_by_role("button", name="Spin").click()
+    pictures = [crystal.screenshot(), crystal.screenshot()]
+    assert pictures[0] != pictures[1]
+
+
 def test_an_unknown_material(browser_page: Page, served: Served) -> None:
     browser_page.goto(f"{served.url}/#/material/mp-0")
     assert "mp-0" in browser_page.locator("[role=alert]").inner_text()

@@ -99,6 +99,7 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
     paint();
   } }, name));
   const problem = el("div", { role: "status" });
+  const lateProblem = el("div", { role: "status" });
   const board = el("div", { class: "boards" });
   const keys = el("div", { class: "keys" });
   const readout = el("p", { class: "readout small", "aria-live": "off" });
@@ -108,7 +109,7 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
       el("div", { class: "field position" }, el("span", { class: "small muted" }, "Position ", place), slider),
       el("label", { class: "field" }, "Plane", atoms),
       el("div", { class: "field" }, el("span", { class: "small muted" }, "Colours"), el("div", { class: "row joined", role: "group", "aria-label": "Scale of the colours" }, scales))),
-    problem, board, readout);
+    problem, board, lateProblem, readout);
   root.append(view);
 
   function height(x) {
@@ -154,8 +155,8 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
   }
 
   async function request(signal) {
-    const query = new URLSearchParams({ miller: state.miller.join(","), at: state.at, sources: wanted.join(","), points: POINTS });
-    try {
+    const ask = async (asked) => {
+      const query = new URLSearchParams({ miller: state.miller.join(","), at: state.at, sources: asked.join(","), points: POINTS });
       const answer = await getJson(`${base}/plane?${query}`, { signal });
       const length = answer.shape[0] * answer.shape[1];
       for (const found of answer.fields) found.values = decode(found.values, length);
@@ -165,6 +166,17 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
       layOut();
       paint();
       tellPlace();
+    };
+    const early = wanted.filter((source) => !late.includes(source));
+    try {
+      try {
+        await ask(wanted);
+      } catch (error) {
+        if (error.name === "AbortError" || early.length === wanted.length) throw error;
+        await ask(early); // what fails without the late ones too is not for them to tell
+        wanted = early;
+        lateProblem.replaceChildren(errorPanel(error));
+      }
     } catch (error) {
       if (!closed && error.name !== "AbortError") problem.replaceChildren(errorPanel(error));
     }
