@@ -205,13 +205,29 @@ def test_the_density_can_be_downloaded(browser_page: Page, served: Served, tmp_p
     assert "_cell_length_a" in paths[2].read_text()
 
 
-def test_a_material_without_a_density(browser_page: Page, served: Served) -> None:
+def crystal_moves(page: Page) -> None:
+    """The crystal turns and zooms by keys, and spins."""
+    crystal = page.locator(".crystal")
+    crystal.focus()
+    pictures = [crystal.screenshot()]
+    for key in ("ArrowLeft", "ArrowUp", "+"):
+        page.keyboard.press(key)
+        pictures.append(crystal.screenshot())
+    assert len(set(pictures)) == len(pictures)
+    page.get_by_role("button", name="Spin").click()
+    before = crystal.screenshot()
+    page.wait_for_timeout(200)
+    assert crystal.screenshot() != before
+
+
+def test_a_material_without_a_density_shows_its_crystal(browser_page: Page, served: Served) -> None:
     opened(browser_page, served, STRUCTURE_ONLY)
     assert "no charge density" in browser_page.locator(".alert").inner_text()
     assert browser_page.get_by_role("button", name="CHGCAR", exact=True).is_disabled()
     assert browser_page.get_by_role("link", name="CIF").is_visible()
     assert browser_page.locator(".crystal canvas").count() == 1
     assert browser_page.locator(".slice-view").count() == 0
+    crystal_moves(browser_page)
 
 
 def test_a_material_without_a_structure(browser_page: Page, served: Served) -> None:
@@ -247,20 +263,6 @@ def test_a_latent_that_cannot_be_decoded_leaves_the_rest(
     browser_page.get_by_label("Density shown").select_option("latent")
     browser_page.locator(".crystal-box [role=alert]").wait_for()
     assert data(browser_page, ".crystal-view")["source"] == "payload"
-
-
-def test_the_crystal_turns_by_keys_and_spins(browser_page: Page, served: Served) -> None:
-    opened(browser_page, served, STRUCTURE_ONLY)
-    crystal = browser_page.locator(".crystal")
-    crystal.focus()
-    pictures = [crystal.screenshot()]
-    for key in ("ArrowLeft", "ArrowUp", "+"):
-        browser_page.keyboard.press(key)
-        pictures.append(crystal.screenshot())
-    assert len(set(pictures)) == len(pictures)
-    browser_page.get_by_role("button", name="Spin").click()
-    pictures = [crystal.screenshot(), crystal.screenshot()]
-    assert pictures[0] != pictures[1]
 
 
 def test_an_unknown_material(browser_page: Page, served: Served) -> None:
