@@ -120,6 +120,9 @@ class PlaneAnswer(BaseModel):
     miller: tuple[int, int, int]
     at: float
     spacing: float = Field(description="A")
+    basis: list[tuple[int, int, int]] = Field(
+        description="rows u, v and w in units of a, b, c; a point of the plane is s u + t v + at w"
+    )
     u: tuple[float, float] = Field(description="A, the first lattice vector in the plane, along x")
     v: tuple[float, float] = Field(description="A, the second")
     shape: tuple[int, int]

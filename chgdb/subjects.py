@@ -150,6 +150,7 @@ class Subjects:
             "miller": plane.miller,
             "at": plane.at,
             "spacing": plane.spacing,
+            "basis": plane.basis.tolist(),
             "u": plane.vectors[0].tolist(),
             "v": plane.vectors[1].tolist(),
             "shape": shape,

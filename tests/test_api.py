@@ -141,6 +141,7 @@ def test_a_plane(client: TestClient, database: Database) -> None:
         )
         for field in told["fields"]
     }
+    assert told["basis"] == np.eye(3).tolist()
     for source, values in fields.items():
         density = database["mp-149"].density(source=source)
         step = density.grid[0] // 12

@@ -40,6 +40,7 @@ def test_the_three_views(browser_page: Page, served: Served, pictures: Path) -> 
     page.fill("#where", "bulk_modulus > 150 AND NOT is_metal")
     page.locator(".found", has_text=" of ").wait_for()
     page.locator(".results:not([aria-busy])").wait_for()
+    page.locator("details:has-text('command line')").evaluate("node => { node.open = false; }")
     take(page, pictures / "ui-list.png")
 
     page.goto(f"{served.url}/#/material/mp-149")

@@ -336,8 +336,9 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
     const [x, y] = [event.clientX - box.left, event.clientY - box.top];
     const [s, t] = frame.fractional(x, y);
     for (const panel of panels) panel.value.textContent = `${short(interpolate(panel.values, s, t))} e/Å³`;
-    const [px, py] = [0, 1].map((axis) => s * plane.u[axis] + t * plane.v[axis]);
-    readout.textContent = `Pointer: x ${px.toFixed(2)} Å, y ${py.toFixed(2)} Å in the plane (u ${fraction(s).toFixed(3)}, v ${fraction(t).toFixed(3)} of its cell)`.replace(/-/g, "−");
+    const [u, v, w] = plane.basis;
+    const at = [0, 1, 2].map((axis) => fraction(s * u[axis] + t * v[axis] + plane.at * w[axis]).toFixed(3));
+    readout.textContent = `Pointer at ${at.join(", ")} of a, b, c`;
   }
 
   function colourBar(scale, table, name) {
