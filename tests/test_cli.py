@@ -434,7 +434,7 @@ FAILURES: list[tuple[list[str], str]] = [
     (["export", "out.csv", "--columns", "foo"], "no column 'foo'"),
     (["export", "absent/out.csv"], "cannot be written"),
     (["compare", "mp-1", "nowhere"], "no file 'nowhere', and no record 'nowhere'"),
-    (["plot", "mp-1", "-o", "a.png", "--normal", "z"], "--normal z"),
+    (["plot", "mp-1", "-o", "a.png", "--normal", "z"], "plane 'z'"),
 ]
 
 
