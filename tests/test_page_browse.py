@@ -77,6 +77,20 @@ def test_token_leaves_the_address(browser_page: Page, served: Served) -> None:
     assert browser_page.evaluate("sessionStorage.getItem('chgdb-token')") == served.token
 
 
+def test_address_of_a_server_begun_again(page: Page) -> None:
+    """It is pasted into the open tab, which then only hears that its hash is another."""
+    page.goto(f"{page.url}?where=bulk_modulus+>+3")
+    page.locator(".found", has_text=" of ").wait_for()
+    listed = page.url
+    page.evaluate("location.hash = '#token=another'")
+    page.wait_for_url("**/#/")
+    page.locator(".found", has_text=re.compile(r"\d materials$")).wait_for()
+    assert page.get_by_role("alert").count() == 0
+    assert page.evaluate("sessionStorage.getItem('chgdb-token')") == "another"
+    page.go_back()
+    page.wait_for_url(listed)
+
+
 def test_search_while_typing(page: Page, database: Database) -> None:
     where = 'bulk_modulus > 300 AND elements HAS "B"'
     page.locator("#where").press_sequentially(where, delay=1)
@@ -118,6 +132,9 @@ def test_wrong_search_is_told_in_the_words_of_the_command_line(
     page.locator("#where-error", has_text=str(told.value)).wait_for()
     assert page.locator("#where").get_attribute("aria-invalid") == "true"
     assert ids(page) == before
+    page.locator(".scroller").evaluate("(box) => { box.scrollTop = box.scrollHeight; }")
+    last = database.select(columns="id", offset=len(database) - 1).values[0][0]
+    page.get_by_role("link", name=last, exact=True).wait_for()  # the list as it was, to its end
     page.locator("#where").fill("bulk_modulus > 3")
     page.locator("#where-error:empty").wait_for(state="attached")
     expect_count(page, database.count(where="bulk_modulus > 3"), len(database))

@@ -142,6 +142,12 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
 });
-addEventListener("hashchange", show);
+addEventListener("hashchange", () => {
+  if (location.hash.startsWith("#token=")) {
+    ctx.token = takeToken(); // of a server begun again, pasted into this tab
+    loading = null;
+  }
+  show();
+});
 watchDrops();
 show();

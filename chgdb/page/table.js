@@ -90,6 +90,7 @@ export class Table {
 
   close() {
     this.resized.disconnect();
+    this.loading?.abort();
     this.asking?.abort();
     cancelAnimationFrame(this.frame);
   }
@@ -103,7 +104,7 @@ export class Table {
    * @param place {at, selected}: the first row in sight and the selected one.
    */
   async load(query, columns, sort, { at = 0, selected = -1 } = {}) {
-    this.loading?.abort();
+    if (this.loading !== this.asking) this.loading?.abort(); // the rows shown still need theirs
     const loading = new AbortController();
     this.loading = loading;
     const asked = question(query, columns.map((column) => column.name), sort);
