@@ -248,6 +248,15 @@ def test_histogram_filters(page: Page, database: Database) -> None:
     expect_count(page, len(database), None)
 
 
+def test_histogram_range_by_keyboard(page: Page, database: Database) -> None:
+    title = page.locator("figure[data-column=shear_modulus]").get_by_role("button").first
+    title.press("Enter")
+    page.keyboard.type("40")
+    page.keyboard.press("Tab")
+    page.keyboard.type("60")
+    expect_count(page, database.count(ranges={"shear_modulus": "40:60"}), len(database))
+
+
 def test_crystal_systems_filter(page: Page, database: Database) -> None:
     page.locator("[data-system=cubic]").click()
     expect_count(page, database.count(crystal_system="cubic"), len(database))
@@ -364,7 +373,8 @@ def test_fits_a_phone(page: Page) -> None:
 def test_numbers_and_bins(page: Page) -> None:
     told = page.evaluate("""async () => {
         const { formula, number, spacegroup } = await import("/page/http.js");
-        const { binRange, bounds, magnification, ticks } = await import("/page/histograms.js");
+        const { binRange, bounds, magnification } = await import("/page/histograms.js");
+        const { ticks } = await import("/page/colours.js");
         const real = (value, unit) => number(value, { type: "real", unit });
         const text = (parts) => parts.map((part) => part.textContent ?? part);
         return {
@@ -372,7 +382,7 @@ def test_numbers_and_bins(page: Page) -> None:
                 real(0, "eV"), real(null, "eV"), number(-7, { type: "integer", unit: "1" })],
             formula: text(formula("Al2O3")),
             symbol: text(spacegroup("P6_3/mmc")).concat(text(spacegroup("Fd-3m"))),
-            ticks: ticks(-4.5, 0.3),
+            ticks: ticks({ low: -4.5, high: 0.3 }),
             range: [binRange([0, 8.287, 16.574], 0, 1), binRange([-0.11, -0.05, 0.01], 0, 0)],
             bounds: [bounds("3"), bounds("1:2"), bounds("soft:2").map(String)],
             magnification: [400, 12, 1, 0].map((selected) => magnification(900, selected)),

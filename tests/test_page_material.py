@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,9 +148,28 @@ def test_slices_of_other_planes_and_scales(browser_page: Page, served: Served) -
         arg=[view, at],
     )
     browser_page.get_by_label("Miller index h").fill("0")
+    browser_page.get_by_label("Miller index l").fill("2")  # the planes of (0 0 1), and its heights
+    height = chgdb.open(served.store)[HEXAGONAL].structure.frac_coords[1, 2]
+    browser_page.wait_for_selector(f"{view}[data-miller='0,0,1'][data-at='{height:.6f}']")
     browser_page.get_by_label("Miller index l").fill("0")
     problem = browser_page.locator(f"{view} [role=alert]")
     assert "not all zero" in problem.inner_text()
+
+
+def test_a_difference_tells_what_its_colours_leave_out(browser_page: Page, served: Served) -> None:
+    with browser_page.expect_response("**/plane?*latent*") as answer:
+        opened(browser_page, served, HEXAGONAL)
+    payload, latent = (
+        np.frombuffer(base64.b64decode(field["values"]), "<f4")
+        for field in answer.value.json()["fields"]
+    )
+    text = browser_page.locator(".slice[data-source=latent-payload] .colour-bar").inner_text()
+    told = re.search(r"full colour beyond ±(\S+): from (\S+) to (\S+)", text)
+    assert told is not None
+    full, least, most = (float(number.replace("−", "-")) for number in told.groups())
+    difference = latent - payload
+    assert [least, most] == pytest.approx([difference.min(), difference.max()], rel=0.01)
+    assert 0.99 < (np.abs(difference) <= full).mean() < 1
 
 
 def test_a_slice_shows_the_density_where_its_atoms_are(browser_page: Page, served: Served) -> None:
@@ -266,5 +286,9 @@ def test_a_latent_that_cannot_be_decoded_leaves_the_rest(
 
 
 def test_an_unknown_material(browser_page: Page, served: Served) -> None:
-    browser_page.goto(f"{served.url}/#/material/mp-0")
+    browser_page.goto(f"{served.url}/#/?elements=Ti")
+    browser_page.locator(".found", has_text=" of ").wait_for()
+    browser_page.evaluate("location.hash = '#/material/mp-0'")
     assert "mp-0" in browser_page.locator("[role=alert]").inner_text()
+    browser_page.get_by_role("link", name="To the list of materials").click()
+    browser_page.wait_for_url("**#/?elements=Ti")

@@ -17,7 +17,10 @@ const ctx = {
   announce(text) {
     announcer.textContent = text;
   },
-  /** The list remembers its address here, so that the way back leads to the same search. */
+  /** The way back to the list, which remembers its address here: it leads to the same search. */
+  get list() {
+    return toList[0].hash;
+  },
   listAt(hash) {
     for (const link of toList) link.href = hash;
   },
@@ -70,7 +73,7 @@ async function show() {
     else done?.();
   } catch (error) {
     if (turn !== shown) return;
-    main.replaceChildren(errorPanel(error, el("p", {}, el("a", { href: toList[0].hash || "#/" }, "To the list of materials"))));
+    main.replaceChildren(errorPanel(error, el("p", {}, el("a", { href: ctx.list }, "To the list of materials"))));
     document.title = "Error · chgdb";
   }
   if (turn === shown && !first && !main.contains(document.activeElement)) main.focus({ preventScroll: true });

@@ -67,6 +67,7 @@ class Browse {
     });
     this.histograms = new Histograms({
       range: (column, range) => this.change(() => this.#setRange(column, range)),
+      edit: (column) => this.#edit(column),
       system: (name) => this.change(() => this.#set("crystal_system", name ?? "")),
     });
     Object.assign(this, asked(query));
@@ -269,6 +270,12 @@ class Browse {
     panel.hidden = !panel.hidden;
     button.setAttribute("aria-expanded", !panel.hidden);
     if (!panel.hidden && id === "columns") this.#fillColumnList();
+  }
+
+  /** To the fields of a range. */
+  #edit(column) {
+    if (document.getElementById("filters").hidden) this.filtersButton.click();
+    this.rangeInputs.get(column)[0].focus();
   }
 
   #typedInto(name, input) {

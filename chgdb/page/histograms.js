@@ -1,5 +1,6 @@
 /** How properties and crystal systems are distributed: all materials, and those selected. */
 
+import { ticks } from "./colours.js";
 import { el, svg, unit } from "./http.js";
 import { label } from "./table.js";
 
@@ -9,16 +10,6 @@ const AXIS = 16;
 
 const many = (n) => n.toLocaleString("en");
 const shown = (x) => String(x).replace("-", "−");
-
-/** Round numbers between two bounds, about five of them. */
-export function ticks(low, high) {
-  const rough = (high - low) / 5;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((x) => x * power).find((x) => x >= rough * 0.8);
-  const first = Math.ceil(low / step - 1e-9);
-  const last = Math.floor(high / step + 1e-9);
-  return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
-}
 
 /** Bins `from` to `to` as a range filter, with no more digits than tell the bins apart. */
 export function binRange(edges, from, to) {
@@ -47,9 +38,12 @@ export function magnification(most, mostSelected) {
   return factor >= 5 ? factor : 1;
 }
 
-/** One property; `pick(range)` is called with the bins that were clicked or dragged over, or null. */
+/**
+ * One property; `pick(range)` is called with the bins that were clicked or dragged over, or null,
+ * `edit()` to type a range.
+ */
 class Histogram {
-  constructor(data, pick) {
+  constructor(data, pick, edit) {
     this.column = data.column;
     this.unit = unit(data.unit);
     this.edges = data.edges;
@@ -62,7 +56,7 @@ class Histogram {
     const low = data.edges[0];
     const high = data.edges[n];
     this.scale = (value) => (Math.max(0, Math.min(1, (value - low) / (high - low))) * WIDTH);
-    const axis = ticks(low, high).map((value) => {
+    const axis = ticks({ low, high }).map((value) => {
       const x = this.scale(value);
       const anchor = x < 10 ? "start" : x > WIDTH - 12 ? "end" : "middle";
       return [svg("line", { x1: x, x2: x, y1: HEIGHT, y2: HEIGHT + 3 }), svg("text", { x, y: HEIGHT + 14, "text-anchor": anchor }, shown(value))];
@@ -77,7 +71,7 @@ class Histogram {
     const title = label(data.column);
     this.element = el(
       "figure", { class: "histogram", "data-column": data.column, title: data.description },
-      el("figcaption", {}, el("b", {}, title.charAt(0).toUpperCase() + title.slice(1)), el("span", { class: "unit" }, this.unit), this.magnified, this.told, this.chip),
+      el("figcaption", {}, el("button", { type: "button", class: "quiet", title: "Type a range", onclick: edit }, title.charAt(0).toUpperCase() + title.slice(1)), el("span", { class: "unit" }, this.unit), this.magnified, this.told, this.chip),
       this.drawing,
     );
     this.#watch();
@@ -180,7 +174,7 @@ class Histogram {
  * The distributions of all that is told of.
  *
  * `on.range(column, range or null)` and `on.system(name or null)` are called when a range of
- * bins or a crystal system is chosen or no longer wanted.
+ * bins or a crystal system is chosen or no longer wanted; `on.edit(column)` to type a range.
  */
 export class Histograms {
   constructor(on) {
@@ -211,7 +205,7 @@ export class Histograms {
     for (const histogram of data.histograms) {
       const { column, edges } = histogram;
       if (edges.length < 2) continue;
-      this.charts.set(column, new Histogram(histogram, (range) => this.on.range(column, range)));
+      this.charts.set(column, new Histogram(histogram, (range) => this.on.range(column, range), () => this.on.edit(column)));
     }
     this.list.append(...data.crystal_systems.map(({ name }) => this.#makeSystem(name)));
     this.element.replaceChildren(

@@ -19,7 +19,7 @@ export async function show(root, params, ctx) {
   try {
     found = await getJson(base, { signal });
   } catch (error) {
-    root.append(errorPanel(error, el("p", {}, el("a", { href: "#/" }, "To the list of materials"))));
+    root.append(errorPanel(error, el("p", {}, el("a", { href: ctx.list }, "To the list of materials"))));
     return cleanup;
   }
   const { record, properties, predicted, sources, errors } = found;

@@ -211,7 +211,7 @@ export function facts(record, errors, fileBytes) {
   add("Mass density", record.mass_density && `${record.mass_density.toFixed(3)} g/cm³`);
   add("Atoms", record.n_atoms);
   add("Electrons", record.n_electrons?.toFixed(4));
-  add("Magnetization", typeof record.magnetization === "number" ? `${record.magnetization.toFixed(3).replace("-", "−")} μ_B` : null);
+  add("Magnetization", typeof record.magnetization === "number" ? `${record.magnetization.toFixed(3).replace("-", "−")} ${unit("mu_B")}` : null);
   const grid = record.grid_a && [record.grid_a, record.grid_b, record.grid_c];
   add("Grid", grid && grid.join(" × "));
   add("Source", record.source);

@@ -9,6 +9,7 @@ const POINTS = 200;
 const MARGIN = 0.18; // of the cell, shown around it
 const HIGHEST = 360; // pixels
 const DECADES = 1000; // a logarithmic scale spans three powers of ten
+const PART = 0.998; // of the points of a difference, within its scale
 const PEAKED = 8; // times the median is the maximum of a density that a linear scale would not show
 
 /** Indices as crystallographers write them: (1 -1 0) with an overbar. */
@@ -53,9 +54,23 @@ function fraction(x) {
   return rest >= 1 ? 0 : rest;
 }
 
+function commonDivisor(p, q) {
+  return q ? commonDivisor(q, p % q) : p;
+}
+
 function apart(x, y) {
   const rest = Math.abs(x - y) % 1;
   return Math.min(rest, 1 - rest);
+}
+
+/** [least, largest]. */
+function bounds(values) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (value > high) high = value;
+    if (value < low) low = value;
+  }
+  return [low, high];
 }
 
 function decode(text, length) {
@@ -116,8 +131,10 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
     return state.miller[0] * x[0] + state.miller[1] * x[1] + state.miller[2] * x[2];
   }
 
+  /** Shows a plane: of indices with a common divisor the same as without it, as on the server. */
   function choose(miller) {
-    state.miller = miller;
+    const divisor = miller.map(Math.abs).reduce(commonDivisor) || 1;
+    state.miller = miller.map((index) => index / divisor);
     inputs.forEach((input, axis) => {
       if (Number(input.value) !== miller[axis]) input.value = miller[axis];
     });
@@ -219,15 +236,9 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
 
   /** The one scale of all densities. */
   function densityScale() {
-    let [high, low] = [0, Infinity];
-    for (const panel of panels) {
-      if (panel.signed) continue;
-      for (const value of panel.values) {
-        if (value > high) high = value;
-        if (value < low) low = value;
-      }
-    }
-    high ||= 1;
+    const all = panels.filter((panel) => !panel.signed).map((panel) => bounds(panel.values));
+    const low = Math.min(...all.map(([least]) => least));
+    const high = Math.max(0, ...all.map(([, most]) => most)) || 1;
     state.log ??= high > PEAKED * quantile(panels[0].values, 0.5);
     if (!state.log) return { low: Math.min(low, 0), high, log: false };
     return { low: Math.min(Math.max(low, high / DECADES), high / 10), high, log: true };
@@ -235,8 +246,10 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
 
   /** The scale of a difference: a few points must not make the rest of it white. */
   function differenceScale({ values }) {
-    const wide = quantile(values.map(Math.abs), 0.998) || 1;
-    return { low: -wide, high: wide, log: false };
+    const [least, most] = bounds(values);
+    const wide = quantile(values.map(Math.abs), PART) || 1;
+    const beyond = Math.max(-least, most) > wide ? `, full colour beyond ±${short(wide)}: from ${short(least)} to ${short(most)}` : "";
+    return { low: -wide, high: wide, log: false, name: `e/Å³, a scale of its own${beyond}` };
   }
 
   const repaint = debounced(() => plane && !closed && paint(), 60);
@@ -255,7 +268,7 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
     for (const panel of panels) {
       const scale = panel.signed ? differenceScale(panel) : density;
       drawPanel(panel, scale);
-      if (panel.signed) panel.bar.replaceChildren(colourBar(scale, DIVERGING, "e/Å³, a scale of its own"));
+      if (panel.signed) panel.bar.replaceChildren(colourBar(scale, DIVERGING, scale.name));
       const miller = plane.miller.join(" ");
       panel.canvas.setAttribute("aria-label", `${sourceName(panel.key)} in the plane (${miller}) at ${plane.at}`);
     }

@@ -1,6 +1,6 @@
 /** A dropped density file: its way to the server, what came out, and adding it to the store. */
 
-import { el, errorPanel, getJson, HttpError, postJson } from "./http.js";
+import { el, errorPanel, getJson, HttpError, postJson, unit } from "./http.js";
 import { bytes, densityPanels, downloads, facts, head, loadStyle, neighbourTable, propertyTable, ratio, structureOf } from "./panels.js";
 
 const POLL = 250;
@@ -104,7 +104,7 @@ async function followed(root, base, ctx, signal) {
   const step = el("p", { class: "muted", "aria-live": "polite" });
   const cancel = el("button", { type: "button", onclick: async () => {
     await postJson(base, undefined, { method: "DELETE" }).catch(() => {});
-    ctx.navigate("#/");
+    ctx.navigate(ctx.list);
   } }, "Cancel");
   root.append(el("section", { class: "card working" }, title, bar, step, cancel));
   const upload = await polled(base, signal, (now) => {
@@ -117,7 +117,7 @@ async function followed(root, base, ctx, signal) {
     return now.state === "done" || now.state === "failed";
   });
   if (upload.state === "done") return upload;
-  root.replaceChildren(el("section", { class: "card" }, el("h1", {}, upload.name), errorPanel(new Error(upload.error)), el("div", { class: "row" }, anotherFile(), el("a", { class: "button", href: "#/" }, "To the list"))));
+  root.replaceChildren(el("section", { class: "card" }, el("h1", {}, upload.name), errorPanel(new Error(upload.error)), el("div", { class: "row" }, anotherFile(), el("a", { class: "button", href: ctx.list }, "To the list"))));
   root.dataset.state = "failed";
   ctx.announce(upload.error);
   return null;
@@ -132,7 +132,7 @@ async function report(root, base, upload, ctx, signal) {
   const stored = errors.payload?.bytes;
   const tiles = [
     ["electrons", record.n_electrons?.toFixed(4)],
-    typeof record.magnetization === "number" && ["μ_B in the cell", record.magnetization.toFixed(3).replace("-", "−")],
+    typeof record.magnetization === "number" && [`${unit("mu_B")} in the cell`, record.magnetization.toFixed(3).replace("-", "−")],
     ["in the file", bytes(upload.bytes)],
     stored && [`payload, ${ratio(upload.bytes / stored)} times smaller`, bytes(stored)],
     errors.payload && ["NMAE of the payload", `${Number(errors.payload.nmae.toPrecision(3))} %`],
