@@ -31,6 +31,7 @@ from chgdb.errors import (
     ChgdbError,
     InputError,
     MissingExtraError,
+    NotKnownError,
     QueryError,
     UnknownIdError,
 )
@@ -260,7 +261,7 @@ def make_api(
 
 def status_of(error: ChgdbError) -> int:
     """The HTTP status that says what kind of error it is."""
-    if isinstance(error, UnknownIdError):
+    if isinstance(error, UnknownIdError | NotKnownError):
         return 404
     if isinstance(error, InputError | MissingExtraError):
         return 400
