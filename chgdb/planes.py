@@ -108,7 +108,7 @@ class LatticePlane:
         m1, m2 = np.maximum(np.rint(points * lengths / lengths.max()), 8).astype(int)
         return int(m1), int(m2)
 
-    def values(self, density: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
+    def values(self, density: NDArray[np.floating], shape: tuple[int, int]) -> NDArray[np.float64]:
         """The trigonometric interpolation of a density in the plane.
 
         With k = (k1, k2, k3) the waves of the grid, x = s u + t v + at w, and F the Fourier

@@ -58,10 +58,22 @@ class Field:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A record, and the file that its density came from, if that is at hand."""
+    """A record, and the file that its density came from, if that is at hand.
+
+    Attributes:
+        record: of any store.
+        original: the file.
+        given_name: how to call the record, if not by its id.
+    """
 
     record: Record
     original: Path | None
+    given_name: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What files that are made of it are called."""
+        return self.given_name or self.record.id
 
     @property
     def sources(self) -> list[str]:
