@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,15 +14,18 @@ import numpy as np
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect
 
 from chgdb import __version__
 from chgdb.answers import (
     AddRequest,
     ColumnAnswer,
+    DensityErrors,
     ErrorAnswer,
     MaterialAnswer,
     PageAnswer,
     PlaneAnswer,
+    ReportAnswer,
     SimilarAnswer,
     StoreAnswer,
     UploadAnswer,
@@ -31,6 +35,7 @@ from chgdb.errors import (
     ChgdbError,
     InputError,
     MissingExtraError,
+    NotKnownError,
     QueryError,
     UnknownIdError,
 )
@@ -43,7 +48,7 @@ from chgdb.subjects import Subject, Subjects
 from chgdb.uploads import STEPS, Upload, Uploads
 
 if TYPE_CHECKING:
-    from chgdb.database import Database, Record
+    from chgdb.database import Database
 
 __all__ = ["UPLOADS_PATH", "make_api", "status_of"]
 
@@ -65,7 +70,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "No such material or file"},
     413: {"model": ErrorAnswer, "description": "More bytes than allowed"},
     500: {"model": ErrorAnswer, "description": "The store is damaged"},
+    "default": {"model": ErrorAnswer, "description": "Anything else that went wrong"},
 }
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_BODY = {"required": True, "content": {"application/octet-stream": _BYTES}}
 
 
 def make_api(
@@ -96,7 +104,7 @@ def make_api(
         upload = uploads.get(upload_id)
         if upload.examined is None:
             raise InputError(f"{upload.name}: not read yet")
-        return Subject(upload.examined.record, upload.path)
+        return Subject(upload.examined.record, upload.path, upload.examined.suggested_id)
 
     @router.get("/store")
     def store() -> StoreAnswer:
@@ -165,7 +173,7 @@ def make_api(
             properties=record.properties,
             predicted=record.predicted,
             sources=subject.sources,
-            errors=subject.errors,  # type: ignore[arg-type]
+            errors=_errors(subject),
         )
 
     @router.get("/materials/{material_id}/similar")
@@ -175,7 +183,7 @@ def make_api(
         """The materials whose densities are most like that of one."""
         return SimilarAnswer(rows=database.nearest(stored(material_id).record.id, n).rows())
 
-    @router.post("/uploads", status_code=202)
+    @router.post("/uploads", status_code=202, openapi_extra={"requestBody": _BODY})
     async def upload(
         request: Request, name: Annotated[str, Query(max_length=1000)]
     ) -> UploadAnswer:
@@ -189,6 +197,9 @@ def make_api(
         except OSError as error:
             uploads.forget(coming)
             raise InputError(f"{coming.name}: cannot be kept ({reason(error)})") from error
+        except ClientDisconnect as error:
+            uploads.forget(coming)
+            raise InputError(f"{coming.name}: did not come whole") from error
         except BaseException:
             uploads.forget(coming)
             raise
@@ -221,7 +232,7 @@ def make_api(
         @router.get(
             f"{prefix}/field",
             response_class=Response,
-            responses={200: {"content": {"application/octet-stream": {}}}},
+            responses={200: {"content": {"application/octet-stream": _BYTES}}},
         )
         def field(subject_id: str, source: _Text = "payload", points: _Points = 64) -> Response:
             """A density: float32, little-endian, e/A^3, along c fastest; periodic."""
@@ -248,10 +259,16 @@ def make_api(
             made = subjects.plane(find(subject_id), asked, parse_miller(miller), at, points)
             return PlaneAnswer(**made)
 
-        @router.get(f"{prefix}/files/{{name}}", response_class=FileResponse)
+        @router.get(
+            f"{prefix}/files/{{name}}",
+            response_class=Response,
+            responses={
+                200: {"content": {"application/octet-stream": _BYTES, "application/json": {}}}
+            },
+        )
         def file(subject_id: str, name: str) -> Response:
             """A file to download: CHGCAR, cube, npz, cif, poscar or json."""
-            return _download(find(subject_id).record, name)
+            return _download(find(subject_id), name)
 
     about("/materials/{subject_id}", stored)
     about("/uploads/{subject_id}", sent)
@@ -260,7 +277,7 @@ def make_api(
 
 def status_of(error: ChgdbError) -> int:
     """The HTTP status that says what kind of error it is."""
-    if isinstance(error, UnknownIdError):
+    if isinstance(error, UnknownIdError | NotKnownError):
         return 404
     if isinstance(error, InputError | MissingExtraError):
         return 400
@@ -303,23 +320,27 @@ def _range(text: str) -> tuple[str, str]:
     return name.strip(), bounds.strip()
 
 
+def _errors(subject: Subject) -> dict[str, DensityErrors]:
+    return {source: DensityErrors(**error) for source, error in subject.errors.items()}
+
+
 def _told(upload: Upload) -> UploadAnswer:
     examined = upload.examined
     report = None
     if examined:
         subject = Subject(examined.record, upload.path)
         row = {**examined.record.row, "id": examined.suggested_id, "source_file": upload.name}
-        report = {
-            "formula": row["formula"],
-            "record": json_ready(row),
-            "sources": subject.sources,
-            "errors": subject.errors,
-            "predicted": examined.predicted,
-            "predicted_error": examined.predicted_error,
-            "similar": examined.similar,
-            "similar_error": examined.similar_error,
-            "stored_as": examined.stored_as,
-        }
+        report = ReportAnswer(
+            formula=row["formula"],
+            record=json_ready(row),
+            sources=subject.sources,
+            errors=_errors(subject),
+            predicted=examined.predicted,
+            predicted_error=examined.predicted_error,
+            similar=examined.similar,
+            similar_error=examined.similar_error,
+            stored_as=examined.stored_as,
+        )
     return UploadAnswer(
         id=upload.id,
         name=upload.name,
@@ -329,30 +350,31 @@ def _told(upload: Upload) -> UploadAnswer:
         done=upload.done,
         steps=len(STEPS),
         error=upload.error,
-        report=report,  # type: ignore[arg-type]
+        report=report,
         adding=upload.adding,
         added=upload.added,
         add_error=upload.add_error,
     )
 
 
-def _download(record: Record, name: str) -> Response:
+def _download(subject: Subject, name: str) -> Response:
     """A record as a file; it is written to a folder that goes away when it has been sent."""
+    record, id_ = subject.record, check_id(subject.name)
     if name == "json":
         return JSONResponse(
-            record.to_dict(),
-            headers={"Content-Disposition": f'attachment; filename="{check_id(record.id)}.json"'},
+            {**record.to_dict(), "id": id_},
+            headers={"Content-Disposition": f'attachment; filename="{id_}.json"'},
         )
     suffix = {**_DENSITY_FILES, **_STRUCTURE_FILES}.get(name)
     if suffix is None:
         known = ", ".join([*_DENSITY_FILES, *_STRUCTURE_FILES, "json"])
         raise InputError(f"no file {brief(name)}; there are {known}")
     with _kept_folder() as folder:
-        path = Path(folder.name) / f"{check_id(record.id)}{suffix}"
+        path = Path(folder.name) / f"{id_}{suffix}"
         if name in _DENSITY_FILES:
-            record.density().write(path, name.lower())
+            replace(record.density(), id=id_).write(path, name.lower())
         else:
-            write_structure(path, record.structure, name, comment=record.id)
+            write_structure(path, record.structure, name, comment=id_)
         return FileResponse(
             path,
             media_type="application/octet-stream",

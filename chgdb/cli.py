@@ -970,10 +970,6 @@ def ui(
     def ready(url: str) -> None:
         typer.echo(f"{url}\n{len(database)} materials of {shown(database.place)}; Ctrl-C stops")
         sys.stdout.flush()
-        if browser:
-            import webbrowser
-
-            webbrowser.open(url)
 
     serve(
         database,
@@ -982,6 +978,7 @@ def ui(
         most_bytes=max_upload * 10**6,
         originals=originals,
         ready=ready,
+        browser=browser,
     )
 
 
@@ -1296,6 +1293,7 @@ _EXTRAS = {
     "e3nn": "ml-density",
     "fastapi": "web",
     "fsspec": "s3",
+    "lark": "web",
     "lightgbm": "ml",
     "matplotlib": "plot",
     "obstore": "s3",

@@ -25,6 +25,7 @@ from chgdb.errors import (
     InputError,
     MissingExtraError,
     ModelError,
+    NotKnownError,
     QueryError,
     StoreError,
     UnknownIdError,
@@ -214,7 +215,7 @@ class Record:
         """The grid of the source density.
 
         Raises:
-            StoreError: there is no density, or its grid is not known.
+            NotKnownError: there is no density, or its grid is not known.
         """
         grid = self.row["grid_a"], self.row["grid_b"], self.row["grid_c"]
         if None in grid:
@@ -226,7 +227,8 @@ class Record:
         """The crystal structure.
 
         Raises:
-            StoreError: it is not known.
+            NotKnownError: it is not known.
+            StoreError: it is damaged.
         """
         return structure_of(self.row)
 
@@ -239,14 +241,15 @@ class Record:
         """The stored latent, as the decoder sees it.
 
         Raises:
-            StoreError: there is no density, or the arrays of the store are damaged.
+            NotKnownError: there is no density.
+            StoreError: the arrays of the store are damaged.
         """
         if self.row["work_grid_a"] is None:
             raise self._without_density()
         return self._database._latent(self.row)
 
-    def _without_density(self) -> StoreError:
-        return StoreError(
+    def _without_density(self) -> NotKnownError:
+        return NotKnownError(
             f"{self.id}: the store holds no density of it; add one with: "
             f"chgdb add CHGCAR --id {self.id}"
         )
@@ -603,7 +606,7 @@ class Database:
 
         for record in records:
             if record.row["work_grid_a"] is not None and record.row["n_electrons"] is None:
-                raise StoreError(
+                raise NotKnownError(
                     f"{record.id}: came as a latent, without the grid and the electrons of its "
                     "density; --format npy (Database.decode_box) is what its decoder makes of it"
                 )
@@ -705,15 +708,16 @@ class Database:
         if not isinstance(folder, RemotePath):
             return folder if folder.exists() else None
         if self._fetched is None:
-            self._fetched = Path(tempfile.mkdtemp(prefix="chgdb-"))
-            weakref.finalize(self, shutil.rmtree, self._fetched, ignore_errors=True)
+            fetched = Path(tempfile.mkdtemp(prefix="chgdb-"))
+            weakref.finalize(self, shutil.rmtree, fetched, ignore_errors=True)
             try:
                 for name in (CONFIG_FILE, WEIGHTS_FILE):
-                    (self._fetched / name).write_bytes((folder / name).read_bytes())
+                    (fetched / name).write_bytes((folder / name).read_bytes())
             except FileNotFoundError:
                 pass
             except OSError as error:
                 raise StoreError(f"{folder}: cannot be read ({reason(error)})") from error
+            self._fetched = fetched  # now that other threads find it whole
         return self._fetched if (self._fetched / WEIGHTS_FILE).exists() else None
 
     def keep_encoder(self, config: EncoderConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ ChgdbError                 root: one clear line, what, where and what to do
 │   └── QueryError         a search expression that cannot be run
 ├── StoreError             a store that cannot be opened, read or written
 │   ├── UnknownIdError     no record with this id
+│   ├── NotKnownError      a record lacks what was asked for: its density, its structure
 │   ├── DuplicateIdError   a record with this id exists already
 │   └── FormatVersionError the store or model is of a version this chgdb does not know
 ├── ModelError             weights missing, damaged or of another encoder
@@ -20,6 +21,7 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "ModelError",
+    "NotKnownError",
     "QueryError",
     "StoreError",
     "UnknownIdError",
@@ -48,6 +50,10 @@ class StoreError(ChgdbError):
 
 class UnknownIdError(StoreError):
     """No record with this id."""
+
+
+class NotKnownError(StoreError):
+    """A record lacks what was asked for, such as its density or its structure."""
 
 
 class DuplicateIdError(StoreError):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chgdb.errors import InputError, StoreError
+from chgdb.errors import InputError, NotKnownError, StoreError
 from chgdb.files import one_line, reason, replacing, shown
 from chgdb.schema import PROPERTIES
 
@@ -69,12 +69,13 @@ def structure_of(row: Mapping[str, Any]) -> Structure:
     """The crystal structure in a row of the table.
 
     Raises:
-        StoreError: it is not known, or damaged.
+        NotKnownError: it is not known.
+        StoreError: it is damaged.
     """
     from chgdb.density import Structure
 
     if row["lattice"] is None:
-        raise StoreError(
+        raise NotKnownError(
             f'{row["id"]}: its structure is not known; --where "n_atoms > 0" finds those that are'
         )
     try:

@@ -384,6 +384,15 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
+def explained(error: BaseException) -> str:
+    """What to tell people of any error: ours in its own words, others by their kind."""
+    if isinstance(error, ChgdbError):
+        return str(error)
+    if isinstance(error, OSError | MemoryError):
+        return reason(error)
+    return f"unexpected {type(error).__name__}: {error}"
+
+
 def one_line(text: str) -> str:
     """The words of a text with single spaces between them; what cannot be printed is escaped."""
     return printable(" ".join(text.split()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -24,6 +25,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SMALL_BODY = 2**16
 """Bytes of a request that is no upload."""
+
+_HOST = re.compile(r"(\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(:[0-9]*)?", re.ASCII)
+"""A Host header: a name or an address, and a port."""
 
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; "
@@ -51,6 +55,7 @@ class Guard:
     def __init__(self, app: App, *, host: str, uploads: str, most: int) -> None:
         self._app = app
         self._host = host.lower().strip("[]")
+        self._names = {"localhost"} if is_loopback(self._host) else _names_of_this_machine()
         self._uploads = uploads
         self._most = most
 
@@ -93,13 +98,13 @@ class Guard:
 
     def _is_own(self, host: str) -> bool:
         """Whether a Host header names this server, on whatever port."""
-        name = host.lower()
-        name = name[1 : name.find("]")] if name.startswith("[") else name.rpartition(":")[0] or name
-        if name == self._host:
+        parts = _HOST.fullmatch(host.lower())
+        if not parts:
+            return False
+        name = parts["v6"] or parts["name"]
+        if name == self._host or name in self._names:
             return True
-        if is_loopback(self._host):
-            return is_loopback(name)
-        return name in _own_names() or _is_address(name)
+        return is_loopback(name) or (not is_loopback(self._host) and _is_address(name))
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
         """Serve, but stop where the body grows beyond what is allowed."""
@@ -148,7 +153,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _own_names() -> set[str]:
+def _names_of_this_machine() -> set[str]:
     return {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import rfftn
 
 from chgdb.density import Structure
 from chgdb.errors import InputError
@@ -50,8 +51,8 @@ class LatticePlane:
     Attributes:
         structure: the crystal.
         miller: h, k, l without a common divisor.
-        at: where the plane is, as a fraction of the spacing from the origin; periodic with 1. Of
-            (001) it is the fractional coordinate along c.
+        at: where the plane is, as a fraction of the spacing from the origin, in [0, 1): planes
+            repeat with 1. Of (001) it is the fractional coordinate along c.
 
     Raises:
         InputError: the indices are all zero or larger than 50, or `at` is not finite.
@@ -71,6 +72,7 @@ class LatticePlane:
         if not math.isfinite(self.at):
             raise InputError(f"position {self.at}: use a fraction of the spacing, such as 0.5")
         divisor = math.gcd(h, k, l)
+        object.__setattr__(self, "at", self.at % 1.0)
         object.__setattr__(self, "miller", (h // divisor, k // divisor, l // divisor))
 
     @cached_property
@@ -106,7 +108,7 @@ class LatticePlane:
         m1, m2 = np.maximum(np.rint(points * lengths / lengths.max()), 8).astype(int)
         return int(m1), int(m2)
 
-    def values(self, density: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
+    def values(self, density: NDArray[np.floating], shape: tuple[int, int]) -> NDArray[np.float64]:
         """The trigonometric interpolation of a density in the plane.
 
         With k = (k1, k2, k3) the waves of the grid, x = s u + t v + at w, and F the Fourier
@@ -114,34 +116,32 @@ class LatticePlane:
         the remainders of k.u and k.v by m1 and m2 count, so one FFT of that size is exact.
 
         Args:
-            density: shape (n1, n2, n3), on the grid of the cell of the structure.
+            density: shape (n1, n2, n3), on the grid of the cell of the structure. Of float32 the
+                waves are complex64.
             shape: (m1, m2), points along u and v.
 
         Returns:
             Shape (m1, m2), in the unit of the density.
         """
-        coefficients = np.fft.fftn(density)
-        waves = [np.fft.fftfreq(n, 1 / n).round().astype(np.int64) for n in density.shape]
-
-        def along(vector: NDArray[np.int64]) -> NDArray[np.int64]:
-            k1, k2, k3 = (k * int(x) for k, x in zip(waves, vector, strict=True))
-            waves_of_vector: NDArray[np.int64] = (
-                k1[:, None, None] + k2[None, :, None] + k3[None, None, :]
-            )
-            return waves_of_vector
-
-        u, v, w = self.basis
-        phases = [
-            np.exp(2j * np.pi * ((k * int(x) * self.at) % 1)) for k, x in zip(waves, w, strict=True)
-        ]
-        terms = coefficients * phases[0][:, None, None]
-        terms *= phases[1][None, :, None]
-        terms *= phases[2][None, None, :]
-        m1, m2 = shape
-        target = (along(u) % m1 * m2 + along(v) % m2).ravel()
-        folded = np.bincount(target, terms.real.ravel(), m1 * m2) + 1j * np.bincount(
-            target, terms.imag.ravel(), m1 * m2
+        coefficients = rfftn(density)
+        waves = [np.fft.fftfreq(n, 1 / n).round().astype(np.int64) for n in density.shape[:2]]
+        waves.append(np.arange(coefficients.shape[2]))
+        # of the waves k and -k one is there, and only the real part of their sum is asked for
+        twice = 2.0 - ((waves[2] == 0) | (2 * waves[2] == density.shape[2]))
+        along_u, along_v, phases = (
+            [k * int(x) for k, x in zip(waves, vector, strict=True)] for vector in self.basis
         )
+        first, second, third = (np.exp(2j * np.pi * ((k * self.at) % 1)) for k in phases)
+        others = second[:, None] * (third * twice)
+        s = along_u[1][:, None] + along_u[2]
+        t = along_v[1][:, None] + along_v[2]
+        m1, m2 = shape
+        folded = np.zeros(m1 * m2, dtype=np.complex128)
+        for k, slab in enumerate(coefficients):
+            terms = slab * (first[k] * others)
+            target = ((s + along_u[0][k]) % m1 * m2 + (t + along_v[0][k]) % m2).ravel()
+            folded.real += np.bincount(target, terms.real.ravel(), m1 * m2)
+            folded.imag += np.bincount(target, terms.imag.ravel(), m1 * m2)
         plane: NDArray[np.float64] = np.fft.ifft2(folded.reshape(shape)).real
         return plane * (m1 * m2 / density.size)
 

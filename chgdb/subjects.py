@@ -34,8 +34,11 @@ _MOST_POINTS = 128
 _MOST_IN_PLANE = 512
 """Along the longer side of a plane."""
 
-_CACHED_POINTS = 2**25
-"""Grid points of decoded densities that are kept, 256 MB."""
+_CACHED_BYTES = 2**28
+"""Of decoded densities that are kept; those of the last subject are, however large."""
+
+_AT_ONCE = 2
+"""Densities that are decoded, resampled or cut at once; more requests wait."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +46,34 @@ class Field:
     """A density as it is drawn.
 
     Attributes:
-        values: shape (n1, n2, n3), e/A^3.
+        values: shape (n1, n2, n3), float32, e/A^3.
         nmae: of the whole density against its source, %, as stored; None for the source itself.
         origin: what it was decoded from.
     """
 
-    values: NDArray[np.float64]
+    values: NDArray[np.float32]
     nmae: float | None
     origin: str
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A record, and the file that its density came from, if that is at hand."""
+    """A record, and the file that its density came from, if that is at hand.
+
+    Attributes:
+        record: of any store.
+        original: the file.
+        given_name: how to call the record, if not by its id.
+    """
 
     record: Record
     original: Path | None
+    given_name: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What files that are made of it are called."""
+        return self.given_name or self.record.id
 
     @property
     def sources(self) -> list[str]:
@@ -92,7 +107,9 @@ class Subjects:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[object, ...], Field] = OrderedDict()
+        self._making: dict[tuple[object, ...], threading.Lock] = {}
         self._lock = threading.Lock()
+        self._working = threading.BoundedSemaphore(_AT_ONCE)
 
     def field(self, subject: Subject, source: str, points: int) -> Field:
         """A density resampled for drawing: `points` along the longest axis, others in proportion.
@@ -109,9 +126,11 @@ class Subjects:
         """
         if not 4 <= points <= _MOST_POINTS:
             raise InputError(f"points {points}: give 4 to {_MOST_POINTS}")
-        grid = _drawn_grid(subject.record.structure.lattice, points)
-        whole = self._whole(subject, source)
-        return Field(fourier_resample(whole.values, grid), whole.nmae, whole.origin)
+        with self._working:
+            whole = self._whole(subject, source)
+            grid = _drawn_grid(subject.record.structure.lattice, points)
+            values = fourier_resample(whole.values.astype(np.float64), grid)
+        return Field(values.astype(np.float32), whole.nmae, whole.origin)
 
     def plane(
         self, subject: Subject, sources: Sequence[str], miller: Miller, at: float, points: int
@@ -136,8 +155,9 @@ class Subjects:
         shape = plane.shape(points)
         fields = []
         for source in dict.fromkeys(sources):
-            whole = self._whole(subject, source)
-            values = plane.values(whole.values, shape).astype("<f4")
+            with self._working:
+                whole = self._whole(subject, source)
+                values = plane.values(whole.values, shape).astype("<f4")
             fields.append(
                 {
                     "source": source,
@@ -160,30 +180,35 @@ class Subjects:
 
     def _whole(self, subject: Subject, source: str) -> Field:
         """A density on its own grid."""
-        record = subject.record
-        if source not in subject.sources:
-            there = ", ".join(subject.sources) or "nothing"
-            raise InputError(f"{record.id}: no density from {brief(source)}; there is {there}")
-        key = (
-            record.row["source_sha256"],
-            record.id,
-            record.row["row"],
-            record.row["added"],
-            source,
-        )
-        return self._remembered(key, lambda: _decoded(subject, source))
-
-    def _remembered(self, key: tuple[object, ...], make: Callable[[], Field]) -> Field:
+        record, there = subject.record, subject.sources
+        if not there:
+            _ = record.grid  # says that there is none, and what to do
+        if source not in there:
+            told = ", ".join(there) or "nothing"
+            raise InputError(f"{record.id}: no density from {brief(source)}; there is {told}")
+        row = record.row
+        subject_key = row["source_sha256"], record.id, row["row"], row["added"]
+        key = (*subject_key, source)
         with self._lock:
-            if key in self._kept:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:  # who asks for the same meanwhile waits for it
+            with self._lock:
+                found = self._kept.get(key)
+            if found is None:
+                found = _decoded(subject, source)
+            with self._lock:
+                self._kept[key] = found
                 self._kept.move_to_end(key)
-                return self._kept[key]
-        made = make()
-        with self._lock:
-            self._kept[key] = made
-            while sum(f.values.size for f in self._kept.values()) > _CACHED_POINTS:
-                self._kept.popitem(last=False)
-        return made
+                self._forget_but(subject_key)
+        return found
+
+    def _forget_but(self, subject_key: tuple[object, ...]) -> None:
+        """Give up what was asked for longest ago, but for one subject, until the rest fits."""
+        size = sum(field.values.nbytes for field in self._kept.values())
+        for key in list(self._kept):
+            if size > _CACHED_BYTES and key[:-1] != subject_key:
+                size -= self._kept.pop(key).values.nbytes
+                self._making.pop(key, None)
 
 
 def originals_in(
@@ -207,9 +232,9 @@ def _decoded(subject: Subject, source: str) -> Field:
     if source == "original":
         assert subject.original is not None  # noqa: S101 (it is among the sources)
         density, _ = read_density(subject.original)
-        return Field(density.values, None, "original")
+        return Field(density.values.astype(np.float32), None, "original")
     decoded = subject.record.density(source="latent" if source == "latent" else "payload")
-    return Field(decoded.values, decoded.nmae, decoded.origin)
+    return Field(decoded.values.astype(np.float32), decoded.nmae, decoded.origin)
 
 
 def _drawn_grid(lattice: NDArray[np.float64], points: int) -> Grid:

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from chgdb.errors import ChgdbError, InputError, UnknownIdError
-from chgdb.files import one_line, printable, reason
+from chgdb.files import explained, one_line, printable
 from chgdb.formats import default_id, file_sha256, read_density
 from chgdb.schema import PREDICTED_VALUES
 
@@ -232,7 +232,7 @@ class Uploads:
         except _StoppedError:
             upload.state, upload.error = "failed", "stopped"
         except Exception as error:  # told on the page, whatever it is  # noqa: BLE001
-            upload.state, upload.error = "failed", upload.told(_explained(error))
+            upload.state, upload.error = "failed", upload.told(explained(error))
 
     def _examined(self, upload: Upload) -> Examined:
         path = upload.path
@@ -290,7 +290,7 @@ class Uploads:
             _raise_why([*report.failed, *report.skipped])
             upload.added = str(report.added[0]["id"])
         except Exception as error:  # told on the page, whatever it is  # noqa: BLE001
-            upload.add_error = upload.told(_explained(error))
+            upload.add_error = upload.told(explained(error))
         upload.adding = False
 
 
@@ -305,11 +305,3 @@ def _tried(upload: Upload, what: Callable[[], Any]) -> tuple[Any, str | None]:
         return what(), None
     except ChgdbError as error:
         return None, upload.told(str(error))
-
-
-def _explained(error: Exception) -> str:
-    if isinstance(error, ChgdbError):
-        return str(error)
-    if isinstance(error, OSError | MemoryError):
-        return reason(error)
-    return f"unexpected {type(error).__name__}: {error}"

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import secrets
 import socket
+import webbrowser
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from chgdb import __version__
 from chgdb.api import UPLOADS_PATH, make_api, status_of
 from chgdb.errors import ChgdbError, InputError
-from chgdb.files import one_line, reason
+from chgdb.files import explained, one_line, reason
 from chgdb.guard import Guard
 from chgdb.optimade import optimade_routes
 from chgdb.uploads import Uploads
@@ -34,6 +36,8 @@ MOST_BYTES = 10**9
 """Of a file that is sent, unless another limit is given."""
 
 _PAGE = Path(__file__).resolve().parent / "page"
+
+_ASKED_AGAIN = {"Cache-Control": "no-cache"}
 
 _ABOUT = """A store of charge densities: search, records, densities, predictions, files.
 
@@ -84,11 +88,11 @@ def create_app(
 
     app.router.routes.extend(optimade_routes(database))
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def index() -> FileResponse:
-        return FileResponse(_PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(_PAGE / "index.html", headers=_ASKED_AGAIN)
 
-    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
+    app.mount("/page", _Page(directory=_PAGE), name="page")
 
     @app.exception_handler(ChgdbError)
     def refuse(_: Request, error: ChgdbError) -> JSONResponse:
@@ -106,9 +110,7 @@ def create_app(
 
     @app.exception_handler(Exception)
     def explain(_: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, OSError | MemoryError):
-            return _answer(500, reason(error))
-        return _answer(500, f"unexpected {type(error).__name__}: {error}")
+        return _answer(500, explained(error))
 
     return Guard(app, host=host, uploads=UPLOADS_PATH, most=most_bytes)
 
@@ -121,6 +123,7 @@ def serve(
     most_bytes: int,
     originals: Mapping[str, Path],
     ready: Callable[[str], None],
+    browser: bool = False,
 ) -> None:
     """Serve a store until the process is interrupted.
 
@@ -131,6 +134,7 @@ def serve(
         most_bytes: of a file that is sent.
         originals: as of `create_app`.
         ready: called once with the address of the page, which holds the token.
+        browser: open the page in the user's browser.
 
     Raises:
         InputError: host and port cannot be bound to.
@@ -153,9 +157,29 @@ def serve(
         timeout_graceful_shutdown=5,
     )
     shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host  # noqa: S104 (as the user asked)
-    with listening, suppress(KeyboardInterrupt):
-        ready(f"http://{shown}:{listening.getsockname()[1]}/#token={token}")
+    url = f"http://{shown}:{listening.getsockname()[1]}/#token={token}"
+    with listening, suppress(KeyboardInterrupt), TemporaryDirectory(prefix="chgdb-page-") as folder:
+        ready(url)
+        if browser:
+            webbrowser.open(_leading_to(url, Path(folder)).as_uri())
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _leading_to(url: str, folder: Path) -> Path:
+    """A page that leads to an address, which the arguments of the browser would show to others."""
+    path = folder / "chgdb.html"
+    path.touch(mode=0o600)
+    path.write_text(f'<meta http-equiv="refresh" content="0; url={url}">\n', encoding="utf-8")
+    return path
+
+
+class _Page(StaticFiles):
+    """The files of the page; browsers ask whether they are still the same, as after an update."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers.update(_ASKED_AGAIN)
+        return response
 
 
 def _answer(status: int, error: str) -> JSONResponse:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -380,10 +381,10 @@ class Served:
         return f"{self.url}/#token={self.token}"
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """`chgdb ui` in a process of its own, over a copy of the shipped store and its examples."""
-    store = tmp_path_factory.mktemp("served") / "store"
+@contextmanager
+def serving(folder: Path) -> Iterator[Served]:
+    """`chgdb ui` in a process of its own, over a copy of the shipped store made in a folder."""
+    store = folder / "store"
     shutil.copytree(ROOT / "store", store, ignore=shutil.ignore_patterns(".lock*"))
     command = [
         *(sys.executable, "-c", "from chgdb.cli import main; main()", "ui", "--port", "0"),
@@ -398,6 +399,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(url, token, store)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A running `chgdb ui` to whose store no test adds."""
+    with serving(tmp_path_factory.mktemp("served")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def served_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A running `chgdb ui` for the tests of one module, which may add to its store."""
+    with serving(tmp_path_factory.mktemp("served")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

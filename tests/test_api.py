@@ -117,7 +117,7 @@ def test_a_material_without_a_density(client: TestClient, database: Database) ->
     assert told["predicted"]
     for path in ("files/CHGCAR", "files/cif", "plane", "field"):
         answer = client.get(f"/api/materials/{bare}/{path}")
-        assert answer.status_code in (400, 500)
+        assert answer.status_code == 404
         assert bare in answer.json()["error"]
 
 
@@ -254,6 +254,9 @@ def test_a_file_is_sent_looked_at_and_added(
     ]
     (tmp_path / "CHGCAR").write_bytes(client.get(f"/api/{upload}/files/CHGCAR").content)
     assert read_density(tmp_path / "CHGCAR")[0].structure.formula == "MgO"
+    answer = client.get(f"/api/{upload}/files/json")
+    assert answer.headers["content-disposition"].endswith('"MgO.json"')
+    assert answer.json()["id"] == "MgO"
 
     for token in (b"", b"the wrong one", "é".encode()):
         answer = client.post(

@@ -56,6 +56,19 @@ def test_a_plane_of_the_grid_has_its_values() -> None:
     np.testing.assert_allclose(plane.values(values, (4, 6)), values[:, :, 2], atol=1e-12)
 
 
+def test_of_float32_it_is_about_the_same() -> None:
+    values = np.random.default_rng(0).random((9, 8, 7))
+    plane = LatticePlane(ATOMS, (1, -2, 3), 0.4)
+    exact, single = (plane.values(values.astype(kind), (20, 30)) for kind in ("f8", "f4"))
+    np.testing.assert_allclose(single, exact, atol=1e-5)
+
+
+def test_planes_repeat() -> None:
+    planes = [LatticePlane(ATOMS, (1, 1, 0), at) for at in (0.25, 7.25, -0.75)]
+    assert [plane.at for plane in planes] == [0.25] * 3
+    assert LatticePlane(ATOMS, (1, 1, 0), 1e308).at < 1
+
+
 @given(indices, st.floats(-1, 1))
 def test_atoms_are_where_they_are(miller: Miller, at: float) -> None:
     plane = LatticePlane(ATOMS, miller, at)

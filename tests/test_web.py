@@ -7,6 +7,8 @@ import re
 import shutil
 import socket
 import stat
+import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from chgdb.database import Database
-from chgdb.web import create_app
+from chgdb.web import create_app, serve
 
 PAGE = ROOT / "chgdb" / "page"
 
@@ -124,7 +126,7 @@ def test_a_damaged_store_is_told_of(tmp_path: Path) -> None:
 def test_the_running_page(served: Served) -> None:
     with httpx.Client(base_url=served.url) as client:
         assert client.get("/").status_code == 200
-        assert client.get("/api/store").json()["records"] == 6065
+        assert client.get("/api/store").json()["records"] == len(Database(served.store))
         assert client.get("/api/store").json()["originals"] is True
         assert "server" not in client.get("/").headers
     host, _ = served.url.removeprefix("http://").split(":")
@@ -134,8 +136,10 @@ def test_the_running_page(served: Served) -> None:
 
 def test_it_listens_to_this_machine_alone(served: Served) -> None:
     port = int(served.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
     others = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), port)}
-    for address in others - {"127.0.0.1", "::1"}:
+    for address in {"127.0.0.2", *others} - {"127.0.0.1", "::1"}:
         with pytest.raises(OSError):  # noqa: PT011 (refused or unreachable)
             socket.create_connection((address, port), timeout=2).close()
 
@@ -167,6 +171,46 @@ def test_answers_are_valid_json(client: TestClient) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    for path in ("store", "materials?columns=all&limit=1000", "distributions", "materials/mp-149"):
-        text = client.get(f"/api/{path}".replace("columns=all&", "")).text
-        json.loads(text, parse_constant=refuse)
+    columns = [column["name"] for column in client.get("/api/store").json()["columns"]]
+    every = f"materials?limit=1000&columns={','.join(columns)}"
+    for path in ("store", every, f"{every}&source=none", "distributions", "materials/mp-149"):
+        answer = client.get(f"/api/{path}")
+        assert answer.status_code == 200
+        json.loads(answer.text, parse_constant=refuse)
+
+
+def test_an_interrupted_upload_is_quiet(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /api/uploads?name=a HTTP/1.1\r\nHost: {host}\r\nContent-Length: 999"
+        connection.sendall(f"{head}\r\n\r\nxx".encode())
+        time.sleep(0.2)
+    time.sleep(0.3)
+    assert httpx.get(f"{served.url}/api/store").status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_token_is_no_argument_of_the_browser(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: list[str] = []
+    told: list[str] = []
+
+    def look(url: str) -> None:
+        path = Path(urllib.parse.urlparse(url).path)
+        assert path.stat().st_mode & 0o077 == 0
+        opened.append(path.read_text(encoding="utf-8"))
+
+    monkeypatch.setattr("webbrowser.open", look)
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    serve(
+        Database(ROOT / "store"),
+        host="127.0.0.1",
+        port=0,
+        most_bytes=10,
+        originals={},
+        ready=told.append,
+        browser=True,
+    )
+    assert "#token=" in told[0]
+    assert told[0] in opened[0]
