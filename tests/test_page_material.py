@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import chgdb
 from chgdb.formats import read_density
 
 if TYPE_CHECKING:
     from conftest import Served
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 SILICON = "mp-149"
 HEXAGONAL = "mp-9023"
@@ -72,6 +73,23 @@ def test_the_isosurface_follows_the_slider(browser_page: Page, served: Served) -
     assert crystal.screenshot() != seen
     browser_page.get_by_label("Level 1 in e/Å³").fill("0.2")
     browser_page.wait_for_selector(".crystal-view[data-level^='0.200000']")
+
+
+def test_a_grid_coarser_than_the_stored_one_is_told(browser_page: Page, served: Served) -> None:
+    def refine(route: Route) -> None:
+        told = route.fetch().json()
+        told["record"].update(grid_a=200, grid_b=200, grid_c=200)
+        route.fulfill(json=told)
+
+    opened(browser_page, served, SILICON)
+    assert "coarser" not in browser_page.locator(".crystal-controls").inner_text()
+    browser_page.route(f"**/api/materials/{SILICON}", refine)
+    browser_page.reload()
+    browser_page.wait_for_selector(".material[data-complete=true]")
+    assert (
+        "coarser than the grid of the density, 200"
+        in browser_page.locator(".crystal-controls").inner_text()
+    )
 
 
 def test_levels_cells_and_differences(browser_page: Page, served: Served) -> None:
@@ -166,7 +184,7 @@ def test_a_difference_tells_what_its_colours_leave_out(browser_page: Page, serve
     text = browser_page.locator(".slice[data-source=latent-payload] .colour-bar").inner_text()
     told = re.search(r"full colour beyond ±(\S+): from (\S+) to (\S+)", text)
     assert told is not None
-    full, least, most = (float(number.replace("−", "-")) for number in told.groups())
+    full, least, most = (float(number.replace("\u2212", "-")) for number in told.groups())
     difference = latent - payload
     assert [least, most] == pytest.approx([difference.min(), difference.max()], rel=0.01)
     assert 0.99 < (np.abs(difference) <= full).mean() < 1
@@ -205,6 +223,17 @@ def test_a_slice_shows_the_density_where_its_atoms_are(browser_page: Page, serve
         }"""
     )
     assert read == pytest.approx(expected, rel=0.1)
+
+
+def test_the_original_is_shown_where_its_file_is(browser_page: Page, served_apart: Served) -> None:
+    file = ROOT / "examples" / "MgO.CHGCAR.xz"
+    assert chgdb.open(served_apart.store).add([file], ids=["mgo"]).added
+    opened(browser_page, served_apart, "mgo")
+    shown = data(browser_page, ".slice-view")["sources"]
+    assert shown == "original payload latent latent-payload payload-original latent-original"
+    browser_page.get_by_label("Density shown").select_option("payload-original")
+    browser_page.wait_for_selector(".crystal-view[data-source=payload-original]")
+    assert int(data(browser_page, ".crystal-view")["triangles"]) > 0
 
 
 def test_the_density_can_be_downloaded(browser_page: Page, served: Served, tmp_path: Path) -> None:

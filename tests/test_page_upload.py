@@ -16,7 +16,7 @@ from chgdb.formats import write_density
 
 if TYPE_CHECKING:
     from conftest import Served
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 EXAMPLE = ROOT / "examples" / "mp-149.CHGCAR.gz"
 
@@ -43,13 +43,13 @@ def listed(page: Page, address: str) -> None:
 
 
 def test_a_dropped_file_is_shown_and_added(
-    browser_page: Page, served: Served, tmp_path: Path
+    browser_page: Page, served_apart: Served, tmp_path: Path
 ) -> None:
-    database = chgdb.open(served.store)
+    database = chgdb.open(served_apart.store)
     density = database["mp-1550"].density()
     path = tmp_path / "CHGCAR"
     write_density(path, density, "chgcar")
-    listed(browser_page, served.page)
+    listed(browser_page, served_apart.page)
     drop(browser_page, "CHGCAR_AlP", path.read_bytes())
     browser_page.wait_for_selector(".material[data-complete=true]")
     assert browser_page.locator("h1").inner_text() == "AlP"
@@ -71,26 +71,29 @@ def test_a_dropped_file_is_shown_and_added(
     form.get_by_role("button").click()
     browser_page.locator(".add").get_by_role("link", name="my-alp").click()
     browser_page.wait_for_function("() => document.title.startsWith('AlP (my-alp)')")
-    stored = chgdb.open(served.store)["my-alp"]
+    stored = chgdb.open(served_apart.store)["my-alp"]
     assert stored.row["n_electrons"] == pytest.approx(density.n_electrons, abs=1e-6)
     error = np.abs(stored.density().values - density.values).mean() / density.values.mean()
     assert error < 1e-3
 
 
-def test_a_compressed_file_of_the_store_is_known(browser_page: Page, served: Served) -> None:
-    listed(browser_page, served.url)
+def test_a_file_of_the_store_is_known(browser_page: Page, served_apart: Served) -> None:
+    assert chgdb.open(served_apart.store).add([EXAMPLE], ids=["si-1"]).added
+    listed(browser_page, served_apart.url)
     browser_page.set_input_files("#file", EXAMPLE)
     browser_page.wait_for_selector("[data-state=done]")
     assert browser_page.locator("h1").inner_text() == "Si"
+    assert "in the store as si-1" in browser_page.locator(".material-line").inner_text()
     # no token in this address, so the page only reads, and says how to add
     text = browser_page.locator(".add").inner_text()
+    assert "The store holds this very file already, as si-1." in text
     assert "without the token" in text
     assert "chgdb add mp-149.CHGCAR.gz --id" in text
     assert browser_page.locator(".add form").count() == 0
 
 
 def test_broken_files_are_refused_in_the_words_of_the_cli(
-    browser_page: Page, served: Served, tmp_path: Path
+    browser_page: Page, served_apart: Served, tmp_path: Path
 ) -> None:
     compressed = EXAMPLE.read_bytes()
     whole = gzip.decompress(compressed)
@@ -98,9 +101,9 @@ def test_broken_files_are_refused_in_the_words_of_the_cli(
     paths = [tmp_path / name for name in broken]
     for path in paths:
         path.write_bytes(broken[path.name])
-    report = chgdb.open(served.store).add(paths, ids=["cut-1", "cut-2"])
+    report = chgdb.open(served_apart.store).add(paths, ids=["cut-1", "cut-2"])
     assert len(report.failed) == len(paths)
-    listed(browser_page, served.page)
+    listed(browser_page, served_apart.page)
     for path, why in report.failed:
         name = Path(path).name
         drop(browser_page, name, broken[name])
@@ -129,7 +132,20 @@ def test_a_file_beyond_the_limit_is_not_sent(browser_page: Page, served: Served)
 
 
 def test_an_upload_can_be_cancelled(browser_page: Page, served: Served) -> None:
-    listed(browser_page, served.page)
+    def keep_working(route: Route) -> None:
+        if route.request.method != "GET":
+            route.continue_()
+            return
+        told = route.fetch().json()
+        route.fulfill(json={**told, "state": "working", "step": "reading", "report": None})
+
+    browser_page.route("**/api/uploads/*", keep_working)
+    listed(browser_page, f"{served.url}/#/?elements=Ti")
+    browser_page.locator(".found", has_text=" of ").wait_for()
     drop(browser_page, "mp-149.CHGCAR.gz", EXAMPLE.read_bytes())
-    browser_page.locator(".working").get_by_role("button", name="Cancel").click()
-    browser_page.wait_for_function("() => location.hash == '#/'")
+    cancel = browser_page.locator(".working").get_by_role("button", name="Cancel")
+    with browser_page.expect_response(lambda answer: answer.request.method == "DELETE") as deleted:
+        cancel.click()
+    assert deleted.value.ok
+    browser_page.wait_for_url("**#/?elements=Ti")
+    assert browser_page.request.get(deleted.value.url).status == 404

@@ -4,7 +4,7 @@ import { el, errorPanel, formula, getBinary, number, spacegroup, svg, unit } fro
 import { sliceView } from "./slice.js";
 import { crystalView } from "./viewer.js";
 
-const [FEWEST, MOST] = [48, 96]; // points along the longest axis of a density in the crystal
+const [FEWEST, MOST] = [48, 128]; // points along the longest axis of a density in the crystal; the server gives no more
 const CHGCAR_BYTES = 18; // per grid point: five numbers of 17 characters and a space in a line
 
 /** Loads the style of these pages once. */
@@ -49,9 +49,10 @@ export function downloads(base, { density, structure }) {
  *   which the server needs seconds for, to the slices
  */
 export function densityPanels(root, { record, structure, base, sources, errors }) {
-  // its own grid where that can be: on a coarser one, sharp cores ring through the whole cell
+  // no coarser than its own grid, up to MOST: on a coarser one, sharp cores ring through the cell
   const lengths = structure.lattice.map((row) => Math.hypot(...row));
-  const densest = Math.max(...["grid_a", "grid_b", "grid_c"].map((axis, index) => record[axis] / lengths[index]));
+  const stored = [record.grid_a, record.grid_b, record.grid_c];
+  const densest = Math.max(...stored.map((n, axis) => n / lengths[axis]));
   const points = Math.min(Math.max(Math.ceil(densest * Math.max(...lengths)) || FEWEST, FEWEST), MOST);
   const fields = new Map();
   const abort = new AbortController();
@@ -68,7 +69,7 @@ export function densityPanels(root, { record, structure, base, sources, errors }
 
   const crystal = el("section", { class: "panel", "aria-label": "Crystal" }, el("h2", {}, sources.length ? "Structure and charge density" : "Structure"));
   root.append(crystal);
-  const view = crystalView(crystal, { structure, sources, field });
+  const view = crystalView(crystal, { structure, sources, stored, field });
   let slices = null;
   let closed = false;
   const late = sources.length > 1 ? ["latent"] : [];

@@ -146,11 +146,12 @@ function telling(values, signed) {
  * Shows a crystal.
  *
  * @param {HTMLElement} root
- * @param {{structure: {lattice, species, fracCoords}, sources: string[], field: Function}} options
- *   `field(source)` promises {grid, values} in e/A^3; no sources: atoms and cell only
+ * @param {{structure: {lattice, species, fracCoords}, sources: string[], stored: number[], field: Function}} options
+ *   `field(source)` promises {grid, values} in e/A^3, perhaps on a coarser grid than the `stored`
+ *   one; no sources: atoms and cell only
  * @returns {{destroy: Function, ready: Promise}} ready once the first picture is drawn
  */
-export function crystalView(root, { structure, sources, field }) {
+export function crystalView(root, { structure, sources, stored, field }) {
   const canvasBox = el("div", { class: "crystal", tabIndex: 0, role: "application", "aria-label": "Crystal structure: arrow keys turn it, plus and minus zoom, 0 resets the view" });
   const message = el("div", { class: "crystal-message", role: "status" }, "Drawing…");
   const legend = el("ul", { class: "legend", "aria-label": "Elements" }, [...new Set(structure.species)].map((symbol) =>
@@ -302,6 +303,8 @@ export function crystalView(root, { structure, sources, field }) {
     }
     for (const level of shown.levels) level.value = Math.min(Math.max(level.value, low), high);
     message.hidden = true;
+    const coarser = grid.some((n, axis) => n < stored[axis]);
+    coarse.textContent = coarser ? `Drawn on ${grid.join(" × ")} points, coarser than the grid of the density, ${stored.join(" × ")}.` : "";
     listLevels();
     draw(...shown.levels);
   }
@@ -315,6 +318,7 @@ export function crystalView(root, { structure, sources, field }) {
   const options = [...sources, ...differences(sources).map((pair) => pair.join("-"))];
   const select = el("select", { "aria-label": "Density shown", onchange: () => showSource(select.value) }, options.map((key) => el("option", { value: key }, sourceName(key))));
   const list = el("div", { class: "levels" });
+  const coarse = el("div", { class: "small muted" });
   const addLevel = el("button", { type: "button", class: "quiet", onclick: () => {
     const { low, high } = shown.range;
     const index = shown.levels.length;
@@ -392,7 +396,7 @@ export function crystalView(root, { structure, sources, field }) {
   if (sources.length) {
     controls.append(
       el("label", { class: "field" }, "Density", select),
-      el("div", { class: "field" }, el("span", { class: "small muted" }, "Isosurfaces: level, opacity"), list, el("div", {}, addLevel)),
+      el("div", { class: "field" }, el("span", { class: "small muted" }, "Isosurfaces: level, opacity"), list, coarse, el("div", {}, addLevel)),
     );
   }
   controls.append(el("div", { class: "field" }, el("span", { class: "small muted" }, "Cells and view"), el("div", { class: "row" }, el("div", { class: "row joined", role: "group", "aria-label": "Cells shown" }, repeats), spin, reset)),
