@@ -182,7 +182,7 @@ def test_a_difference_tells_what_its_colours_leave_out(browser_page: Page, serve
         for field in answer.value.json()["fields"]
     )
     text = browser_page.locator(".slice[data-source=latent-payload] .colour-bar").inner_text()
-    told = re.search(r"full colour beyond ±(\S+): from (\S+) to (\S+)", text)
+    told = re.search(r"full colour beyond ±(\S+) \(extremes (\S+) and (\S+)\)", text)
     assert told is not None
     full, least, most = (float(number.replace("\u2212", "-")) for number in told.groups())
     difference = latent - payload

@@ -248,7 +248,7 @@ export function sliceView(root, { structure, base, sources, late, errors }) {
   function differenceScale({ values }) {
     const [least, most] = bounds(values);
     const wide = quantile(values.map(Math.abs), PART) || 1;
-    const beyond = Math.max(-least, most) > wide ? `, full colour beyond ±${short(wide)}: from ${short(least)} to ${short(most)}` : "";
+    const beyond = Math.max(-least, most) > wide ? `; full colour beyond ±${short(wide)} (extremes ${short(least)} and ${short(most)})` : "";
     return { low: -wide, high: wide, log: false, name: `e/Å³, a scale of its own${beyond}` };
   }
 
