@@ -69,6 +69,7 @@ def test_the_interface_is_documented(client: TestClient) -> None:
         for method, about in methods.items():
             assert about.get("summary"), (path, method)
             assert about.get("description"), (path, method)
+            assert "422" not in about["responses"], path  # it is never sent
     page = paths["/api/materials"]["get"]["responses"]["200"]["content"]["application/json"]
     assert page["schema"]["$ref"].endswith("PageAnswer")
     documented = (ROOT / "docs" / "web.md").read_text(encoding="utf-8")
