@@ -71,7 +71,7 @@ class Histogram {
     const title = label(data.column);
     this.element = el(
       "figure", { class: "histogram", "data-column": data.column, title: data.description },
-      el("figcaption", {}, el("button", { type: "button", class: "quiet", title: "Type a range", onclick: edit }, title.charAt(0).toUpperCase() + title.slice(1)), el("span", { class: "unit" }, this.unit), this.magnified, this.told, this.chip),
+      el("figcaption", {}, el("button", { type: "button", class: "quiet", title: "Type a range", "aria-label": `Type a range of ${title}`, onclick: edit }, title.charAt(0).toUpperCase() + title.slice(1)), el("span", { class: "unit" }, this.unit), this.magnified, this.told, this.chip),
       this.drawing,
     );
     this.#watch();
