@@ -32,6 +32,7 @@ __all__ = [
     "brief",
     "compression_of",
     "decompressed",
+    "explained",
     "make_folder",
     "most_unpacked",
     "one_line",

@@ -18,6 +18,7 @@ from chgdb.files import (
     COMPRESSIONS,
     PARTIAL_SUFFIX,
     compression_of,
+    explained,
     one_line,
     read_content,
     read_head,
@@ -150,3 +151,15 @@ def test_messages_are_one_printable_line() -> None:
 def test_a_reason_is_short_and_printable() -> None:
     assert reason(ValueError("a\x1b[31m\udc80b\n c")) == r"a\x1b[31m\udc80b c"
     assert len(reason(ValueError("x" * 10**6))) < 400
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (InputError("a line"), "a line"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (ZeroDivisionError("by zero"), "unexpected ZeroDivisionError: by zero"),
+    ],
+)
+def test_every_error_is_explained(error: Exception, told: str) -> None:
+    assert explained(error) == told
