@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -285,6 +286,7 @@ def status_of(error: ChgdbError) -> int:
 
 
 def _conditions(
+    request: Request,
     formula: _Text = "",
     elements: _Text = "",
     exclude: _Text = "",
@@ -299,6 +301,10 @@ def _conditions(
     ] = [],  # noqa: B006 (FastAPI copies it)
 ) -> Conditions:
     """The filters of a search; what is empty asks for nothing."""
+    for name in request.query_params:
+        if name not in _PARAMETERS:
+            known = ", ".join(sorted(_PARAMETERS))
+            raise QueryError(f"no parameter {brief(name)}; there are {known}")
     return {
         "formula": formula.strip() or None,
         "elements": elements,
@@ -311,6 +317,14 @@ def _conditions(
         "ranges": dict(_range(text) for text in range),
         "where": where.strip() or None,
     }
+
+
+_PARAMETERS = {*signature(_conditions).parameters} - {"request"} | {
+    "columns",
+    "sort",
+    "offset",
+    "limit",
+}
 
 
 def _range(text: str) -> tuple[str, str]:

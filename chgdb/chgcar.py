@@ -53,6 +53,7 @@ _VALUES_PER_LINE = 5
 _ROWS_PER_CHUNK = 8192
 _BYTES_PER_CHUNK = 1 << 18
 
+_IS_IT_A_POSCAR = "a POSCAR has no density; or copy the file again or rerun VASP"
 _COPY_AGAIN = "copy the file again or rerun VASP"
 _IS_IT_A_CHGCAR = "check that it is a CHGCAR or a POSCAR"
 
@@ -364,12 +365,12 @@ class _Text:
             self.line += match[0].count(b"\n")
             self.position = match.end()
 
-    def header_line(self, content: str) -> bytes:
+    def header_line(self, content: str, remedy: str = _COPY_AGAIN) -> bytes:
         """The next line; an error that says what should stand there at the end of the file."""
         line = self.next_line()
         if line is None:
             what = "the file is empty" if not self.data else f"the file ends before {content}"
-            raise self.error(what, _COPY_AGAIN)
+            raise self.error(what, remedy)
         return line
 
     def error(self, problem: str, remedy: str) -> ChgcarError:
@@ -609,7 +610,7 @@ def _read_cartesian(text: _Text) -> bool:
 def _read_grid(text: _Text) -> Grid:
     """The first grid line, after the blank line."""
     text.skip_blank_lines()
-    line = text.header_line("the grid")
+    line = text.header_line("the grid", _IS_IT_A_POSCAR)
     fields = line.split()
     if len(fields) != 3 or not all(field.isdigit() and len(field) < 10 for field in fields):
         problem = f"expected the grid, three whole numbers, found {_quoted(line)}"

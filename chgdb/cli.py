@@ -960,6 +960,9 @@ def ui(
     Serves a page until Ctrl-C. Its address holds a token, without which nothing is added to the
     store. The same paths answer notebooks in JSON (/openapi.json) and OPTIMADE clients (/v1).
     """
+    # several requests work at once, and threads that wait for one another on a busy machine stall
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+    from chgdb.guard import is_loopback
     from chgdb.subjects import originals_in
     from chgdb.web import serve
 
@@ -970,6 +973,8 @@ def ui(
     def ready(url: str) -> None:
         typer.echo(f"{url}\n{len(database)} materials of {shown(database.place)}; Ctrl-C stops")
         sys.stdout.flush()
+        if not is_loopback(host):
+            _warn("whoever reaches this port can read the store and send files")
 
     serve(
         database,

@@ -125,7 +125,8 @@ def parse_range(column: str, text: str) -> Condition:
         return Condition(f"({value} <= ?)", (_bound(column, text, high),))
     bounds = _bound(column, text, low), _bound(column, text, high)
     if bounds[0] > bounds[1]:
-        raise QueryError(f"{column}: the range {low[:30]}:{high[:30]} is empty; write HIGH:LOW")
+        low, high = low[:30], high[:30]
+        raise QueryError(f"{column}: the range {low}:{high} is empty; did you mean {high}:{low}?")
     return Condition(f"({value} BETWEEN ? AND ?)", bounds)
 
 

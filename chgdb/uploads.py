@@ -12,10 +12,10 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -129,17 +129,22 @@ class Uploads:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._folder = TemporaryDirectory(prefix="chgdb-ui-")
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="chgdb-upload")
+        self._folder = TemporaryDirectory(prefix="chgdb-ui-", ignore_cleanup_errors=True)
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._worker = threading.Thread(target=self._run, name="chgdb-uploads", daemon=True)
+        self._worker.start()
         self._uploads: dict[str, Upload] = {}
         self._lock = threading.Lock()
         self._own: Database | None = None
 
     def close(self) -> None:
-        """Stop after the step that is running, and forget all files."""
+        """Forget all files. What is being added to the store is finished, all else is left."""
+        adding = any(upload.adding for upload in self._uploads.values())
         for upload in self._uploads.values():
             upload.stopped.set()
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._tasks.put(None)
+        if adding:
+            self._worker.join()
         self._folder.cleanup()
 
     def expect(self, name: str) -> Upload:
@@ -222,7 +227,12 @@ class Uploads:
                     self._clean(upload)
 
         upload.in_use += 1
-        self._worker.submit(run)
+        self._tasks.put(run)
+
+    def _run(self) -> None:
+        """What the worker does: one task after the other."""
+        while (task := self._tasks.get()) is not None:
+            task()
 
     def _work(self, upload: Upload) -> None:
         upload.state = "working"

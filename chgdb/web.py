@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 import webbrowser
@@ -143,9 +144,9 @@ def serve(
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise InputError(
-            f"{host}:{port}: cannot be listened at ({reason(error)}); --port 0 takes any free port"
-        ) from error
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "; --port 0 takes any free port" if taken else ""
+        raise InputError(f"{host}:{port}: cannot be listened at ({reason(error)}){hint}") from error
     token = secrets.token_urlsafe(32)
     app = create_app(database, host=host, token=token, most_bytes=most_bytes, originals=originals)
     config = uvicorn.Config(

@@ -182,6 +182,8 @@ def test_a_structure_and_a_record_to_download(client: TestClient, database: Data
     [
         ("materials?where=bulk_modulos > 1", 400, "bulk_modulus"),
         ("materials?elements=Xx", 400, "Xx"),
+        ("materials?element=Ti", 400, "no parameter 'element'; there are chemsys, columns"),
+        ("distributions?nelement=1", 400, "no parameter 'nelement'"),
         ("materials?range=volume", 400, "COLUMN=LOW:HIGH"),
         ("materials?range=formula=1:2", 400, "range needs a column of numbers"),
         ("materials?columns=nothing", 400, "no column"),

@@ -263,7 +263,7 @@ def crystal_moves(page: Page) -> None:
         page.keyboard.press(key)
         pictures.append(crystal.screenshot())
     assert len(set(pictures)) == len(pictures)
-    page.get_by_role("button", name="Spin").click()
+    page.get_by_role("button", name="Rotate").click()
     before = crystal.screenshot()
     page.wait_for_timeout(200)
     assert crystal.screenshot() != before

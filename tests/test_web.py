@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -215,3 +219,28 @@ def test_the_token_is_no_argument_of_the_browser(
     )
     assert "#token=" in told[0]
     assert told[0] in opened[0]
+
+
+def test_a_server_stops_at_once_while_a_file_is_read(tmp_path: Path) -> None:
+    """And says nothing of it; what was sent goes with it."""
+    command = [
+        *(sys.executable, "-c", "from chgdb.cli import main; main()", "ui", "--port", "0"),
+        *("--no-browser", "--store", str(ROOT / "store")),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split("/#")[0]
+        content = (ROOT / "examples" / "MgO.CHGCAR.xz").read_bytes()
+        told = httpx.post(f"{url}/api/uploads?name=a", content=content).json()
+        end = time.monotonic() + 60
+        while httpx.get(f"{url}/api/uploads/{told['id']}").json()["done"] < 2:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=15)
+    assert process.returncode == 0
+    assert err == ""
+    assert not list(tmp_path.glob("chgdb-*"))

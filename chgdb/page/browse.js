@@ -132,6 +132,7 @@ class Browse {
       const total = await this.table.load(query, columns, this.state.get("sort"), place);
       if (this.closed || asking !== this.asking) return;
       this.#tell("");
+      this.results.classList.remove("stale");
       this.#showCount(total);
       this.#showCommands();
       this.hash = hash;
@@ -165,6 +166,7 @@ class Browse {
 
   #fail(error) {
     this.#tell(error.message);
+    this.results.classList.add("stale");
     if (this.hash === undefined) this.count.replaceChildren(el("b", {}, "No list yet"));
   }
 

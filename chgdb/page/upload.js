@@ -166,7 +166,7 @@ function addCard(base, upload, ctx, signal, tellStored) {
   const { record, stored_as: storedAs } = upload.report;
   const card = el("section", { class: "card add" }, el("h2", {}, "Add to my store"));
   if (storedAs) card.append(el("p", {}, "The store holds this very file already, as ", materialLink(storedAs), "."));
-  const id = el("input", { name: "id", value: record.id ?? "", required: true, autocomplete: "off", spellcheck: false, maxLength: 64 });
+  const id = el("input", { name: "id", value: record.id ?? "", required: true, autocomplete: "off", spellcheck: false });
   const conflict = el("select", { name: "on_conflict" }, [["error", "stop and say so"], ["skip", "keep the one in the store"], ["replace", "replace it"]].map(([value, text]) => el("option", { value }, text)));
   const why = !ctx.store.writable ? "This store cannot be written to."
     : !ctx.token ? "This page was opened without the token that chgdb ui prints with its address, so it only reads." : null;

@@ -154,7 +154,7 @@ function telling(values, signed) {
 export function crystalView(root, { structure, sources, stored, field }) {
   const canvasBox = el("div", { class: "crystal", tabIndex: 0, role: "application", "aria-label": "Crystal structure: arrow keys turn it, plus and minus zoom, 0 resets the view" });
   const message = el("div", { class: "crystal-message", role: "status" }, "Drawing…");
-  const legend = el("ul", { class: "legend", "aria-label": "Elements" }, [...new Set(structure.species)].map((symbol) =>
+  const legend = el("ul", { class: "crystal-elements", "aria-label": "Elements" }, [...new Set(structure.species)].map((symbol) =>
     el("li", {}, el("span", { class: "dot", style: { background: element(symbol).colour } }), symbol)));
   const controls = el("div", { class: "crystal-controls" });
   const view = el("div", { class: "crystal-view" }, el("div", { class: "crystal-box" }, canvasBox, legend, message), controls);
@@ -341,7 +341,7 @@ export function crystalView(root, { structure, sources, stored, field }) {
     state.spin = !state.spin;
     spin.setAttribute("aria-pressed", String(state.spin));
     viewer?.spin(state.spin ? "vy" : false, 0.6);
-  } }, "Spin");
+  } }, "Rotate");
   const reset = el("button", { type: "button", onclick: () => viewer && resetView() }, "Reset view");
 
   function listLevels() {
