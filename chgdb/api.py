@@ -105,7 +105,8 @@ def make_api(
         upload = uploads.get(upload_id)
         if upload.examined is None:
             raise InputError(f"{upload.name}: not read yet")
-        return Subject(upload.examined.record, upload.path, upload.examined.suggested_id)
+        examined = upload.examined
+        return Subject(examined.record, upload.path, examined.suggested_id, upload.species)
 
     @router.get("/store")
     def store() -> StoreAnswer:
@@ -186,10 +187,14 @@ def make_api(
 
     @router.post("/uploads", status_code=202, openapi_extra={"requestBody": _BODY})
     async def upload(
-        request: Request, name: Annotated[str, Query(max_length=1000)]
+        request: Request,
+        name: Annotated[str, Query(max_length=1000)],
+        species: Annotated[
+            str, Query(description="Ti,O: for a CHGCAR that does not name its elements")
+        ] = "",
     ) -> UploadAnswer:
         """Send a density file, as the body; it is read and examined, which `GET` of it follows."""
-        coming = uploads.expect(name)
+        coming = uploads.expect(name, species.replace(",", " ").split())
         try:
             with coming.path.open("wb") as file:
                 async for chunk in request.stream():

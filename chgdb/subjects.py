@@ -64,11 +64,13 @@ class Subject:
         record: of any store.
         original: the file.
         given_name: how to call the record, if not by its id.
+        species: element symbols for an original that does not name them.
     """
 
     record: Record
     original: Path | None
     given_name: str | None = None
+    species: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -231,7 +233,7 @@ def originals_in(
 def _decoded(subject: Subject, source: str) -> Field:
     if source == "original":
         assert subject.original is not None  # noqa: S101 (it is among the sources)
-        density, _ = read_density(subject.original)
+        density, _ = read_density(subject.original, species=subject.species)
         return Field(density.values.astype(np.float32), None, "original")
     decoded = subject.record.density(source="latent" if source == "latent" else "payload")
     return Field(decoded.values.astype(np.float32), decoded.nmae, decoded.origin)

@@ -80,6 +80,7 @@ class Upload:
         id: a random text, which only who sent the file knows.
         name: as the user calls the file.
         path: where it is, in a folder of its own.
+        species: element symbols for a CHGCAR that does not name them, as the user gave them.
         size: bytes of the file.
         state: "waiting", "working", "done" or "failed".
         done: index in `STEPS` of what is being done.
@@ -95,6 +96,7 @@ class Upload:
     id: str
     name: str
     path: Path
+    species: tuple[str, ...] | None = None
     size: int = 0
     state: State = "waiting"
     done: int = 0
@@ -147,11 +149,12 @@ class Uploads:
             self._worker.join()
         self._folder.cleanup()
 
-    def expect(self, name: str) -> Upload:
+    def expect(self, name: str, species: Sequence[str] | None = None) -> Upload:
         """A place for a file that is about to come; `examine` goes on once it is there.
 
         Args:
             name: as the user calls it; of it only plain characters reach the disk.
+            species: element symbols for a CHGCAR that does not name them.
 
         Raises:
             InputError: as many as are kept are being worked on.
@@ -167,7 +170,9 @@ class Uploads:
             plain = _NAME.sub("-", base).lstrip("._+-")[-100:] or "density"
             folder = Path(self._folder.name) / id_
             folder.mkdir()
-            upload = self._uploads[id_] = Upload(id_, base[-200:] or plain, folder / plain)
+            upload = Upload(id_, base[-200:] or plain, folder / plain)
+            upload.species = tuple(species) if species else None
+            self._uploads[id_] = upload
         return upload
 
     def examine(self, upload: Upload) -> None:
@@ -253,21 +258,21 @@ class Uploads:
             upload.done = step
 
         begin(1)
-        density, _ = read_density(path)
+        density, _ = read_density(path, species=upload.species)
         suggested = default_id(path, density.structure)
         digest = file_sha256(path)
         begin(2)
         own = self._own_store()
         record_id = f"upload-{digest[:16]}"
-        report = own.add(path, ids=[record_id], on_conflict="replace")
+        report = own.add(path, ids=[record_id], on_conflict="replace", species=upload.species)
         for _, why in report.failed:
             raise InputError(why)
         (record,) = own.get([record_id])
         begin(3)
-        predicted, predicted_error = _tried(upload, lambda: self._predicted(path))
+        predicted, predicted_error = _tried(upload, lambda: self._predicted(upload))
         begin(4)
         similar, similar_error = _tried(
-            upload, lambda: self._database.nearest(path, _NEIGHBOURS).rows()
+            upload, lambda: self._database.nearest(path, _NEIGHBOURS, species=upload.species).rows()
         )
         begin(5)
         stored = self._database.select(where=f"source_sha256 = '{digest}'", columns="id", limit=1)
@@ -281,8 +286,9 @@ class Uploads:
             stored.values[0][0] if stored.values else None,
         )
 
-    def _predicted(self, path: Path) -> dict[str, Any]:
-        (row,) = self._database.predict(path).to_dict("records")
+    def _predicted(self, upload: Upload) -> dict[str, Any]:
+        found = self._database.predict(upload.path, species=upload.species)
+        (row,) = found.to_dict("records")
         return {
             name: None if row[name] != row[name] else row[name]
             for name in (*PREDICTED_VALUES, "model", "in_training", "outside_domain", "foreign")
@@ -296,7 +302,12 @@ class Uploads:
 
     def _add(self, material_id: str, on_conflict: OnConflict, upload: Upload) -> None:
         try:
-            report = self._database.add(upload.path, ids=[material_id], on_conflict=on_conflict)
+            report = self._database.add(
+                upload.path,
+                ids=[material_id],
+                on_conflict=on_conflict,
+                species=upload.species,
+            )
             _raise_why([*report.failed, *report.skipped])
             upload.added = str(report.added[0]["id"])
         except Exception as error:  # told on the page, whatever it is  # noqa: BLE001

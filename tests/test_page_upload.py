@@ -149,3 +149,21 @@ def test_an_upload_can_be_cancelled(browser_page: Page, served: Served) -> None:
     assert deleted.value.ok
     browser_page.wait_for_url("**#/?elements=Ti")
     assert browser_page.request.get(deleted.value.url).status == 404
+
+
+def test_elements_that_a_header_does_not_name_are_asked_for(
+    browser_page: Page, served: Served, tmp_path: Path
+) -> None:
+    path = tmp_path / "CHGCAR"
+    write_density(path, chgdb.open(served.store)["mp-1550"].density(), "chgcar")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert lines.pop(5).split() == ["Al", "P"]
+    listed(browser_page, served.url)
+    drop(browser_page, "CHGCAR", "\n".join(lines).encode())
+    asked = browser_page.get_by_label("Elements, one per group of atoms")
+    asked.fill("Al P")
+    asked.press("Enter")
+    browser_page.wait_for_selector(".material[data-complete=true]")
+    assert browser_page.locator("h1").inner_text() == "AlP"
+    shown = [f.get_attribute("data-source") for f in browser_page.locator(".slice").all()]
+    assert shown[0] == "original"

@@ -5,8 +5,12 @@ import { bytes, densityPanels, downloads, facts, head, loadStyle, neighbourTable
 
 const POLL = 250;
 
+/** The file that was sent last, to be sent again with what it does not tell. */
+let sent = null;
+
 /** Sends a file to the server and goes to its page; a dialog shows the progress meanwhile. */
-export function startUpload(file, ctx) {
+export function startUpload(file, ctx, species = "") {
+  sent = file;
   const request = new XMLHttpRequest();
   const bar = el("progress", { max: 1, value: 0, "aria-label": "Upload" });
   const line = el("p", { class: "muted small" }, bytes(file.size));
@@ -45,7 +49,7 @@ export function startUpload(file, ctx) {
     };
     request.onerror = () => fail("the server does not answer; is chgdb ui still running?");
     request.onabort = resolve;
-    request.open("POST", `/api/uploads?name=${encodeURIComponent(file.name)}`);
+    request.open("POST", `/api/uploads?${new URLSearchParams({ name: file.name, species })}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     request.send(file);
   });
@@ -117,10 +121,20 @@ async function followed(root, base, ctx, signal) {
     return now.state === "done" || now.state === "failed";
   });
   if (upload.state === "done") return upload;
-  root.replaceChildren(el("section", { class: "card" }, el("h1", {}, upload.name), errorPanel(new Error(upload.error)), el("div", { class: "row" }, anotherFile(), el("a", { class: "button", href: ctx.list }, "To the list"))));
+  root.replaceChildren(el("section", { class: "card" }, el("h1", {}, upload.name), errorPanel(new Error(upload.error)), namesElements(upload, ctx), el("div", { class: "row" }, anotherFile(), el("a", { class: "button", href: ctx.list }, "To the list"))));
   root.dataset.state = "failed";
   ctx.announce(upload.error);
   return null;
+}
+
+/** Asks for the elements that the header of a CHGCAR of VASP 4 does not name. */
+function namesElements(upload, ctx) {
+  if (!upload.error.includes("--species") || sent?.name !== upload.name) return null;
+  const species = el("input", { name: "species", required: true, placeholder: "Ti O", autocomplete: "off", spellcheck: false });
+  return el("form", { class: "row", onsubmit: (event) => {
+    event.preventDefault();
+    startUpload(sent, ctx, species.value);
+  } }, el("label", {}, "Elements, one per group of atoms ", species), el("button", { class: "primary" }, "Read it with these"));
 }
 
 async function report(root, base, upload, ctx, signal) {
