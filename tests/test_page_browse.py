@@ -287,11 +287,11 @@ def test_address_survives_reload_and_back(browser_page: Page, served: Served) ->
     page.locator("#row-720 td").nth(3).click()
     page.wait_for_url("**#/material/*")
     page.go_back()
-    page.locator("#row-720[aria-selected=true]").wait_for()
+    page.locator("#row-720[aria-selected=true] a").wait_for()
     before = ids(page)
     count = page.locator(".found").inner_text()
     page.reload()
-    page.locator("#row-720[aria-selected=true]").wait_for()
+    page.locator("#row-720[aria-selected=true] a").wait_for()
     assert ids(page) == before
     assert page.locator(".found").inner_text() == count
     assert page.locator("#where").input_value() == "band_gap IS KNOWN"
