@@ -16,7 +16,7 @@ from chgdb.query import (
     parse_range,
     parse_where,
 )
-from chgdb.schema import COLUMNS, CRYSTAL_SYSTEMS, SEARCHABLE, SOURCES
+from chgdb.schema import COLUMNS, CRYSTAL_SYSTEMS, PREDICTED, SEARCHABLE, SOURCES
 
 __all__ = [
     "NO_SOURCE",
@@ -39,17 +39,7 @@ _LISTED = 800
 NO_SOURCE = "none"
 """What `source` says of materials without a density."""
 
-RANGES = (
-    "bulk_modulus",
-    "shear_modulus",
-    "youngs_modulus",
-    "formation_energy",
-    "cohesive_energy",
-    "debye_temperature",
-    "band_gap",
-    "n_atoms",
-    "volume",
-)
+RANGES = (*PREDICTED, "band_gap", "n_atoms", "volume")
 """The columns of numbers that people ask for ranges of; `ranges` and `where` reach all."""
 
 

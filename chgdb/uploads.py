@@ -231,7 +231,8 @@ class Uploads:
                     upload.in_use -= 1
                     self._clean(upload)
 
-        upload.in_use += 1
+        with self._lock:
+            upload.in_use += 1
         self._tasks.put(run)
 
     def _run(self) -> None:

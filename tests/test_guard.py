@@ -63,6 +63,14 @@ def ask(
 
 OWN = {"host": "127.0.0.1:8765"}
 
+FOLLOWED = {
+    **OWN,
+    "sec-fetch-site": "cross-site",
+    "sec-fetch-mode": "navigate",
+    "sec-fetch-dest": "document",
+}
+"""What a browser sends when a link on another site is followed."""
+
 
 @pytest.mark.parametrize(
     "headers",
@@ -74,12 +82,7 @@ OWN = {"host": "127.0.0.1:8765"}
         {**OWN, "origin": "http://127.0.0.1:8765"},
         {**OWN, "sec-fetch-site": "same-origin"},
         {**OWN, "sec-fetch-site": "none"},
-        {
-            **OWN,
-            "sec-fetch-site": "cross-site",
-            "sec-fetch-mode": "navigate",
-            "sec-fetch-dest": "document",
-        },
+        FOLLOWED,
     ],
 )
 def test_what_is_served(headers: dict[str, str]) -> None:
@@ -108,12 +111,7 @@ def test_what_is_served(headers: dict[str, str]) -> None:
         {**OWN, "origin": "https://127.0.0.1:8765"},
         {**OWN, "sec-fetch-site": "cross-site"},
         {**OWN, "sec-fetch-site": "same-site", "sec-fetch-mode": "navigate"},
-        {
-            **OWN,
-            "sec-fetch-site": "cross-site",
-            "sec-fetch-mode": "navigate",
-            "sec-fetch-dest": "iframe",
-        },
+        {**FOLLOWED, "sec-fetch-dest": "iframe"},
     ],
 )
 def test_what_is_refused(headers: dict[str, str]) -> None:
@@ -126,13 +124,7 @@ def test_what_is_refused(headers: dict[str, str]) -> None:
 
 
 def test_a_form_of_another_site_is_refused_though_it_navigates() -> None:
-    headers = {
-        **OWN,
-        "sec-fetch-site": "cross-site",
-        "sec-fetch-mode": "navigate",
-        "sec-fetch-dest": "document",
-    }
-    assert ask(headers, method="POST")[0] == 403
+    assert ask(FOLLOWED, method="POST")[0] == 403
 
 
 def test_names_of_a_server_that_others_reach() -> None:
