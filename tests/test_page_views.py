@@ -36,6 +36,7 @@ def take(page: Page, path: Path) -> None:
 
 def test_the_three_views(browser_page: Page, served: Served, pictures: Path) -> None:
     page = browser_page
+    page.emulate_media(reduced_motion="reduce")  # bars that grow would be caught half grown
     page.goto(served.page)
     page.fill("#where", "bulk_modulus > 150 AND NOT is_metal")
     page.locator(".found", has_text=" of ").wait_for()
