@@ -40,7 +40,12 @@ from chgdb.errors import (
     QueryError,
     UnknownIdError,
 )
-from chgdb.export import json_ready, write_structure
+from chgdb.export import (
+    DENSITY_SUFFIXES,
+    STRUCTURE_SUFFIXES,
+    json_ready,
+    write_structure,
+)
 from chgdb.files import brief, reason
 from chgdb.filters import NO_SOURCE, RANGES, Conditions
 from chgdb.planes import parse_miller
@@ -59,8 +64,10 @@ UPLOADS_PATH = "/api/uploads"
 _MOST_ROWS = 1000
 _MOST_SIMILAR = 100
 
-_DENSITY_FILES = {"CHGCAR": ".CHGCAR.vasp", "cube": ".cube", "npz": ".npz"}
-_STRUCTURE_FILES = {"cif": ".cif", "poscar": ".POSCAR.vasp"}
+_FORMATS = {"CHGCAR": "chgcar"} | {
+    name: name for name in (*DENSITY_SUFFIXES, *STRUCTURE_SUFFIXES) if name != "chgcar"
+}
+"""Format by the last part of the path of a file; a CHGCAR is written large."""
 
 _Text = Annotated[str, Query(max_length=20_000)]
 _Points = Annotated[int, Query(description="along the longest axis")]
@@ -384,16 +391,16 @@ def _download(subject: Subject, name: str) -> Response:
             {**record.to_dict(), "id": id_},
             headers={"Content-Disposition": f'attachment; filename="{id_}.json"'},
         )
-    suffix = {**_DENSITY_FILES, **_STRUCTURE_FILES}.get(name)
-    if suffix is None:
-        known = ", ".join([*_DENSITY_FILES, *_STRUCTURE_FILES, "json"])
-        raise InputError(f"no file {brief(name)}; there are {known}")
+    format_ = _FORMATS.get(name)
+    if format_ is None:
+        raise InputError(f"no file {brief(name)}; there are {', '.join([*_FORMATS, 'json'])}")
+    suffix = DENSITY_SUFFIXES.get(format_) or STRUCTURE_SUFFIXES[format_]
     with _kept_folder() as folder:
         path = Path(folder.name) / f"{id_}{suffix}"
-        if name in _DENSITY_FILES:
-            replace(record.density(), id=id_).write(path, name.lower())
+        if format_ in DENSITY_SUFFIXES:
+            replace(record.density(), id=id_).write(path, format_)
         else:
-            write_structure(path, record.structure, name, comment=id_)
+            write_structure(path, record.structure, format_, comment=id_)
         return FileResponse(
             path,
             media_type="application/octet-stream",

@@ -20,7 +20,7 @@ import typer
 
 from chgdb import __version__
 from chgdb.errors import ChgdbError, InputError, MissingExtraError, UnknownIdError
-from chgdb.export import json_ready
+from chgdb.export import DENSITY_SUFFIXES, STRUCTURE_SUFFIXES, json_ready
 from chgdb.files import one_line, reason, shown
 from chgdb.output import (
     Listing,
@@ -205,14 +205,6 @@ class RecordFormat(StrEnum):
     NPY = "npy"
 
 
-_DENSITY_SUFFIX = {
-    RecordFormat.CHGCAR: ".CHGCAR.vasp",
-    RecordFormat.CUBE: ".cube",
-    RecordFormat.NPZ: ".npz",
-}
-_STRUCTURE_SUFFIX = {RecordFormat.CIF: ".cif", RecordFormat.POSCAR: ".POSCAR.vasp"}
-
-
 class Conflict(StrEnum):
     """What `add` does with an id that is taken."""
 
@@ -363,20 +355,20 @@ def get(
     """Show records, or write their densities: chgdb get mp-149 --decode."""
     wanted = format or _wanted(output, decode)
     points = _parse_grid(grid)
-    if decode and wanted not in (*_DENSITY_SUFFIX, RecordFormat.NPY):
+    if decode and wanted not in (*DENSITY_SUFFIXES, RecordFormat.NPY):
         raise InputError(f"--decode writes chgcar, cube, npz or npy, not {wanted}")
     if wanted is RecordFormat.NPY and (points or source):
         raise InputError("npy is what the decoder makes of the latent: no --grid, no --from")
-    if points and wanted not in _DENSITY_SUFFIX:
+    if points and wanted not in DENSITY_SUFFIXES:
         raise InputError("--grid is the grid of a decoded density: add --decode")
-    if source and wanted not in _DENSITY_SUFFIX:
+    if source and wanted not in DENSITY_SUFFIXES:
         raise InputError("--from is what a density is decoded from: add --decode")
-    if output and wanted not in (*_DENSITY_SUFFIX, *_STRUCTURE_SUFFIX, RecordFormat.NPY):
+    if output and wanted not in (*DENSITY_SUFFIXES, *STRUCTURE_SUFFIXES, RecordFormat.NPY):
         raise InputError("-o goes with --decode, or with --format cif or poscar")
     database = _open(store, device)
-    if wanted in _DENSITY_SUFFIX:
+    if wanted in DENSITY_SUFFIXES:
         _write_densities(database, ids, points, source, wanted, output)
-    elif wanted in _STRUCTURE_SUFFIX:
+    elif wanted in STRUCTURE_SUFFIXES:
         _write_structures(database, ids, wanted, output)
     elif wanted is RecordFormat.NPY:
         _write_boxes(database, ids, output)
@@ -448,7 +440,7 @@ def _write_densities(
     output: Path | None,
 ) -> None:
     records = database.get(ids)
-    targets = _targets(ids, _DENSITY_SUFFIX[wanted], output)
+    targets = _targets(ids, DENSITY_SUFFIXES[wanted], output)
     for record, target in zip(records, targets, strict=True):
         density = record.density(grid, (source or Source.PAYLOAD).value)
         if len(targets) > 1:
@@ -485,7 +477,7 @@ def _write_structures(
     from chgdb.export import write_structure
 
     records = database.get(ids)
-    targets = _targets(ids, _STRUCTURE_SUFFIX[wanted], output)
+    targets = _targets(ids, STRUCTURE_SUFFIXES[wanted], output)
     for record, target in zip(records, targets, strict=True):
         if len(targets) > 1:
             _make_folder(target.parent)
@@ -962,13 +954,13 @@ def ui(
     """
     # several requests work at once, and threads that wait for one another on a busy machine stall
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+    from chgdb.formats import densities_by_sha256
     from chgdb.guard import is_loopback
-    from chgdb.subjects import originals_in
     from chgdb.web import serve
 
     database = _open(store, device)
     with progress_bar("looking for sources") as progress:
-        originals = originals_in(sources, progress) if sources else {}
+        originals = densities_by_sha256(sources, progress) if sources else {}
 
     def ready(url: str) -> None:
         typer.echo(f"{url}\n{len(database)} materials of {shown(database.place)}; Ctrl-C stops")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from chgdb.table import Selection
 
 __all__ = [
+    "DENSITY_SUFFIXES",
     "STRUCTURE_COLUMNS",
+    "STRUCTURE_SUFFIXES",
     "check_target",
     "json_ready",
     "known_properties",
@@ -25,6 +27,10 @@ __all__ = [
     "write_selection",
     "write_structure",
 ]
+
+DENSITY_SUFFIXES = {"chgcar": ".CHGCAR.vasp", "cube": ".cube", "npz": ".npz"}
+STRUCTURE_SUFFIXES = {"cif": ".cif", "poscar": ".POSCAR.vasp"}
+"""How files of a record are called, by their format: the id, then this."""
 
 STRUCTURE_COLUMNS = ("lattice", "species", "frac_coords")
 """The columns whose text is JSON."""

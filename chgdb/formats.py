@@ -40,7 +40,14 @@ from chgdb.files import (
 )
 from chgdb.units import BOHR
 
-__all__ = ["default_id", "file_sha256", "find_densities", "read_density", "write_density"]
+__all__ = [
+    "default_id",
+    "densities_by_sha256",
+    "file_sha256",
+    "find_densities",
+    "read_density",
+    "write_density",
+]
 
 _COMPRESSED = tuple(compression.suffix for compression in COMPRESSIONS)
 
@@ -396,3 +403,26 @@ def file_sha256(path: str | Path) -> str:
     """
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def densities_by_sha256(
+    folder: str | Path, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Path]:
+    """The density files in a folder by their SHA-256, by which a record names its source.
+
+    Args:
+        folder: it, or one file.
+        progress: called with the number of files read and of all.
+
+    Raises:
+        InputError: there are none, or one cannot be read.
+    """
+    paths = find_densities([folder])
+    if not paths:
+        raise InputError(f"{folder}: no density files in it")
+    found = {}
+    for i, path in enumerate(paths, 1):
+        found[file_sha256(path)] = path
+        if progress:
+            progress(i, len(paths))
+    return found

@@ -20,7 +20,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from chgdb.errors import MissingExtraError, QueryError
-from chgdb.query import Condition
+from chgdb.query import Condition, known, quoted, shown_text
 from chgdb.schema import SEARCHABLE, Column
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Field:
     @property
     def sort_column(self) -> str | None:
         """The column that has the order of the field, if there is one."""
-        plain = len(self.columns) == 1 and self.sql in (_quoted(self.columns[0]), _TIME)
+        plain = len(self.columns) == 1 and self.sql in (quoted(self.columns[0]), _TIME)
         return self.columns[0] if plain and self.type != "list" else None
 
 
@@ -96,10 +96,6 @@ class OptimadeFilter(NamedTuple):
 
 
 # --- fields ---------------------------------------------------------------------------------
-
-
-def _quoted(column: str) -> str:
-    return f'"{column}"'
 
 
 _TIME = 'try_cast("added" AS TIMESTAMP)'
@@ -246,7 +242,7 @@ def _provided(column: Column) -> Field:
         types.get(column.type, "boolean"),
         column.description + unit,
         (column.name,),
-        _quoted(column.name),
+        quoted(column.name),
         _UCUM.get(column.unit),
     )
 
@@ -270,7 +266,7 @@ def known_field(name: str) -> Field:
         QueryError: there is none.
     """
     if name not in FIELDS:
-        raise QueryError(f"no field {_shown(name)}; /v1/info/structures lists what there is")
+        raise QueryError(f"no field {shown_text(name)}; /v1/info/structures lists what there is")
     return FIELDS[name]
 
 
@@ -516,7 +512,7 @@ class _Walk:
         token = tree.children[0] if tree.children else None
         if tree.data == "string":
             text = re.sub(r"\\(.)", r"\1", str(token)[1:-1], flags=re.DOTALL)
-            return _Value("?", (text,), "text", f"the text {_shown(text)}")
+            return _Value("?", (text,), "text", f"the text {shown_text(text)}")
         if tree.data == "bool":
             return _Value("?", (str(token) == "TRUE",), "boolean", str(token))
         return _number(token)
@@ -524,13 +520,17 @@ class _Walk:
     def _property(self, tree: Tree[Token]) -> _Value:
         name, *inner = map(str, tree.children)
         if is_foreign(name):
-            self.warnings.append(f"no field {_shown(name)} here: it is unknown for every structure")
-            return _Value("NULL", (), "unknown", _shown(name))
+            self.warnings.append(
+                f"no field {shown_text(name)} here: it is unknown for every structure"
+            )
+            return _Value("NULL", (), "unknown", shown_text(name))
         if inner:
-            raise UnsupportedFilterError(f"{_shown('.'.join([name, *inner]))}: no nested fields")
+            raise UnsupportedFilterError(
+                f"{shown_text('.'.join([name, *inner]))}: no nested fields"
+            )
         field = known_field(name)
         kind = _KINDS[field.type]
-        sql = f"NULLIF({field.sql}::DOUBLE, 'NaN')" if kind == "number" else field.sql
+        sql = known(f"{field.sql}::DOUBLE") if kind == "number" else field.sql
         return _Value(sql, (), kind, name, field)
 
 
@@ -571,7 +571,7 @@ def _timed(value: _Value, other: _Value) -> _Value:
 def _number(token: Any) -> _Value:
     number = float(str(token))
     if not math.isfinite(number):
-        raise QueryError(f"{_shown(str(token))} is too large a number")
+        raise QueryError(f"{shown_text(str(token))} is too large a number")
     return _Value("?", (number,), "number", f"the number {number:g}")
 
 
@@ -589,9 +589,3 @@ def _is_token(child: object) -> bool:
 def _tree(child: Tree[Token] | Token) -> Tree[Token]:
     """A child that the grammar says is a rule."""
     return child  # type: ignore[return-value]
-
-
-def _shown(text: str) -> str:
-    """A text of the user's in a message: quoted, printable and short."""
-    short = text if len(text) <= 60 else text[:57] + "..."
-    return f'"{short}"' if short.isprintable() else ascii(short)

@@ -32,8 +32,11 @@ __all__ = [
     "count_atoms",
     "elements_condition",
     "formula_condition",
+    "known",
     "parse_range",
     "parse_where",
+    "quoted",
+    "shown_text",
 ]
 
 _ALIASES = {
@@ -78,7 +81,7 @@ class Condition:
 
     def asks(self, columns: Iterable[str]) -> bool:
         """Whether it asks for any of some columns."""
-        return any(_quoted(column) in self.sql for column in columns)
+        return any(quoted(column) in self.sql for column in columns)
 
 
 def parse_where(expression: str, columns: Mapping[str, str]) -> Condition:
@@ -114,7 +117,7 @@ def parse_range(column: str, text: str) -> Condition:
         QueryError: the text is no range, or its lower bound is above the upper one.
     """
     low, colon, high = (part.strip() for part in text.partition(":"))
-    value = _known(_as_double(column))
+    value = known(_as_double(column))
     if not colon:
         return Condition(f"({value} = ?)", (_bound(column, text, low),))
     if not (low or high):
@@ -158,7 +161,7 @@ def chemsys_condition(text: str) -> Condition:
     """
     symbols = {symbol.strip() for symbol in text.split("-")}
     for symbol in sorted(symbols):
-        _check_element(symbol, f" in the chemical system {_shown(text)}, written as in Ti-O")
+        _check_element(symbol, f" in the chemical system {shown_text(text)}, written as in Ti-O")
     return Condition('("chemsys" = ?)', ("-".join(sorted(symbols)),))
 
 
@@ -207,7 +210,7 @@ def count_atoms(text: str, number: type[_N]) -> dict[str, _N]:
         QueryError: the text is no chemical formula or names an unknown element.
     """
     formula = text.strip()
-    problem = f"{_shown(formula)} is not a chemical formula; write it as in TiO2 or Ca(OH)2"
+    problem = f"{shown_text(formula)} is not a chemical formula; write it as in TiO2 or Ca(OH)2"
     count_pattern = _WHOLE if number is int else _DECIMAL
     groups: list[dict[str, _N]] = [{}]
     position = 0
@@ -225,7 +228,7 @@ def count_atoms(text: str, number: type[_N]) -> dict[str, _N]:
             raise QueryError(problem)
         position = count.end()
         if part["symbol"]:
-            _check_element(part["symbol"], f" in the formula {_shown(formula)}")
+            _check_element(part["symbol"], f" in the formula {shown_text(formula)}")
         inner = {part["symbol"]: number(1)} if part["symbol"] else groups.pop()
         for symbol, inner_count in inner.items():
             total = groups[-1].get(symbol, number(0)) + inner_count * times
@@ -239,12 +242,12 @@ def _check_element(symbol: str, where: str = "") -> None:
     if symbol not in SYMBOLS:
         capital = symbol.strip().capitalize()
         hint = f"; did you mean {capital}?" if capital in SYMBOLS else ""
-        raise QueryError(f"{_shown(symbol)} is not an element{where}{hint}")
+        raise QueryError(f"{shown_text(symbol)} is not an element{where}{hint}")
 
 
 def _has(quantifier: str, symbols: Sequence[str]) -> Condition:
     """Whether the list of elements has ALL or ANY of the symbols, or ONLY symbols of them."""
-    column = f"string_split({_quoted(_ELEMENT_LIST)}, ',')"
+    column = f"string_split({quoted(_ELEMENT_LIST)}, ',')"
     asked = f"[{', '.join('?' * len(symbols))}]"
     sql = {
         "ALL": f"list_has_all({column}, {asked})",
@@ -257,22 +260,23 @@ def _has(quantifier: str, symbols: Sequence[str]) -> Condition:
 # --- pieces of SQL and of messages ----------------------------------------------------------
 
 
-def _quoted(column: str) -> str:
+def quoted(column: str) -> str:
+    """A column in SQL."""
     escaped = column.replace('"', '""')
     return f'"{escaped}"'
 
 
 def _as_double(column: str) -> str:
     """A number column as DOUBLE: integer arithmetic could overflow, which duckdb refuses."""
-    return f"{_quoted(column)}::DOUBLE"
+    return f"{quoted(column)}::DOUBLE"
 
 
-def _known(number: str) -> str:
+def known(number: str) -> str:
     """A number, NULL for NaN: duckdb takes NaN for larger than everything."""
     return f"NULLIF({number}, 'NaN')"
 
 
-def _shown(text: str) -> str:
+def shown_text(text: str) -> str:
     """A text of the user's in a message: quoted, printable and short."""
     short = text if len(text) <= 60 else text[:57] + "..."
     return f'"{short}"' if short.isprintable() else ascii(short)
@@ -294,7 +298,9 @@ def _bound(column: str, text: str, part: str) -> float:
 
 
 def _no_range(column: str, text: str) -> QueryError:
-    return QueryError(f"{column}: {_shown(text)} is not a range; write 100:200, 100:, :200 or 100")
+    return QueryError(
+        f"{column}: {shown_text(text)} is not a range; write 100:200, 100:, :200 or 100"
+    )
 
 
 # --- tokens ---------------------------------------------------------------------------------
@@ -349,7 +355,7 @@ def _tokens(expression: str) -> list[_Token]:
 def _unreadable(character: str, position: int) -> QueryError:
     if character in "'\"":
         return QueryError(f"the quote at character {position} is never closed")
-    return QueryError(f"unexpected {_shown(character)} at character {position}")
+    return QueryError(f"unexpected {shown_text(character)} at character {position}")
 
 
 # --- parser ---------------------------------------------------------------------------------
@@ -388,7 +394,7 @@ class _Term:
     @property
     def comparable(self) -> str:
         """The SQL with NaN, which only columns and arithmetic can give, turned into NULL."""
-        return _known(self.sql) if self.kind == "number" and self.sql != "?" else self.sql
+        return known(self.sql) if self.kind == "number" and self.sql != "?" else self.sql
 
 
 class _Parser:
@@ -617,7 +623,7 @@ class _Parser:
     def _number(self, token: _Token) -> _Term:
         value = _finite(token.text)
         if value is None:
-            raise self._error(f"{_shown(token.text)} is too large a number", token)
+            raise self._error(f"{shown_text(token.text)} is too large a number", token)
         return _literal(value)
 
     def _text(self, token: _Token) -> _Term:
@@ -627,12 +633,12 @@ class _Parser:
             text = re.sub(r'\\(.)|"(")', r"\1\2", token.text[1:-1], flags=re.DOTALL)
             if text in self._columns:
                 return self._column(text)
-        return _Term("?", (text,), "text", f"the text {_shown(text)}")
+        return _Term("?", (text,), "text", f"the text {shown_text(text)}")
 
     def _name(self, token: _Token) -> _Term:
         if self._token.text == "(" and not _CONDITION_WORD.fullmatch(token.text.upper()):
             raise self._error(
-                f"functions, such as {_shown(token.text)}, have no place in a search", token
+                f"functions, such as {shown_text(token.text)}, have no place in a search", token
             )
         column = self._find_column(token.text)
         if column is not None:
@@ -661,9 +667,9 @@ class _Parser:
         if kind == "number":
             return _Term(_as_double(name), (), "number", name, name)
         if kind == "text":
-            return _Term(_quoted(name), (), "text", name, name)
+            return _Term(quoted(name), (), "text", name, name)
         if kind == "boolean":
-            return _Term(_quoted(name), (), "boolean", name, name)
+            return _Term(quoted(name), (), "boolean", name, name)
         raise QueryError(_unknown_column(name, self._columns))
 
     # --- moving through the tokens ---
@@ -687,7 +693,7 @@ class _Parser:
     def _expect(self, text: str) -> None:
         if not self._accept(text):
             token = self._token
-            instead = "the end" if token.kind == "end" else _shown(token.text)
+            instead = "the end" if token.kind == "end" else shown_text(token.text)
             raise self._error(f'expected "{text}" before {instead}')
 
     @contextmanager
@@ -702,7 +708,7 @@ class _Parser:
         token = token or self._token
         if token.kind == "end":
             return QueryError("the expression ends too early")
-        return self._error(f"unexpected {_shown(token.text)}", token)
+        return self._error(f"unexpected {shown_text(token.text)}", token)
 
     def _error(self, problem: str, token: _Token | None = None) -> QueryError:
         return QueryError(f"{problem}, at character {(token or self._token).position}")
@@ -763,4 +769,4 @@ def _unknown_column(name: str, columns: Mapping[str, str]) -> str:
         if near
         else f"text goes in quotes; columns: {', '.join(columns)[:_LISTED]} ..."
     )
-    return f"no column {_shown(name)}; {hint}"
+    return f"no column {shown_text(name)}; {hint}"

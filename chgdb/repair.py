@@ -27,10 +27,10 @@ from chgdb.compaction import erase_unnamed_bytes
 from chgdb.database import LOCK_FILE, LOCK_TIMEOUT, Database
 from chgdb.density import ChargeDensity, Latent
 from chgdb.derived import Derived, feature_columns
-from chgdb.errors import ChgdbError, FormatVersionError, InputError, StoreError
+from chgdb.errors import ChgdbError, FormatVersionError, StoreError
 from chgdb.export import structure_of
 from chgdb.files import one_line, reason, refuse_links, replace_file, shown
-from chgdb.formats import file_sha256, find_densities
+from chgdb.formats import densities_by_sha256
 from chgdb.library import LATEST, library_file, library_name
 from chgdb.lock import writer_lock
 from chgdb.metrics import compare
@@ -128,9 +128,7 @@ def repair(store: Place, *, sources: Path | None = None, device: str = "auto") -
     if not isinstance(store, Path) or is_shipped(store):
         raise StoreError(f"{store}: cannot be written; repair a copy of it")
     refuse_links(store)
-    files = {file_sha256(path): path for path in find_densities([sources])} if sources else {}
-    if sources and not files:
-        raise InputError(f"{sources}: no density files in it")
+    files = densities_by_sha256(sources) if sources else {}
     with writer_lock(store / LOCK_FILE, LOCK_TIMEOUT):
         work = _Work(store, device)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from chgdb.errors import InputError
 from chgdb.files import brief
-from chgdb.formats import file_sha256, find_densities, read_density
+from chgdb.formats import read_density
 from chgdb.grid import fourier_resample
 from chgdb.planes import LatticePlane, Miller
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chgdb.database import Record
     from chgdb.density import Grid
 
-__all__ = ["Field", "Subject", "Subjects", "originals_in"]
+__all__ = ["Field", "Subject", "Subjects"]
 
 _IN_PLANE = 0.5
 """Angstrom between a plane and the atoms that are told with it."""
@@ -211,23 +211,6 @@ class Subjects:
             if size > _CACHED_BYTES and key[:-1] != subject_key:
                 size -= self._kept.pop(key).values.nbytes
                 self._making.pop(key, None)
-
-
-def originals_in(
-    sources: str | Path, progress: Callable[[int, int], None] | None = None
-) -> Mapping[str, Path]:
-    """The density files in a folder by their SHA-256, by which a record names its source.
-
-    Raises:
-        InputError: there are none, or one cannot be read.
-    """
-    paths = find_densities([sources])
-    found = {}
-    for i, path in enumerate(paths, 1):
-        found[file_sha256(path)] = path.absolute()
-        if progress:
-            progress(i, len(paths))
-    return found
 
 
 def _decoded(subject: Subject, source: str) -> Field:

@@ -27,7 +27,7 @@ from chgdb.errors import ChgdbError, FormatVersionError, InputError, QueryError,
 from chgdb.export import structure_of
 from chgdb.features import FEATURES_VERSION
 from chgdb.files import PARTIAL_SUFFIX, one_line, reason
-from chgdb.formats import file_sha256, find_densities, read_density
+from chgdb.formats import densities_by_sha256, read_density
 from chgdb.library import LATEST, library_file, library_name
 from chgdb.metrics import compare
 from chgdb.parquet import (
@@ -161,9 +161,7 @@ def verify(
         )
     if not any((store / name).exists() for name in (INFO_FILE, ARRAYS_FOLDER, TABLE_FOLDER)):
         raise StoreError(f"{store}: not a chgdb store, it holds no {INFO_FILE}")
-    files = _hashed_files(sources) if sources else {}
-    if sources and not files:
-        raise InputError(f"{sources}: no density files in it")
+    files = densities_by_sha256(sources) if sources else {}
     return _Walk(store, deep, files, device, progress).findings()
 
 
@@ -924,11 +922,6 @@ def _species(record: Mapping[str, Any]) -> list[str] | None:
         return list(dict.fromkeys(json.loads(record["species"])))
     except (TypeError, ValueError):
         return None
-
-
-def _hashed_files(folder: Path) -> dict[str, Path]:
-    """The density files in a folder by their SHA-256."""
-    return {file_sha256(path): path for path in find_densities([folder])}
 
 
 # ---------------------------------------------------------------------- Parquet

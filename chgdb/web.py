@@ -60,7 +60,7 @@ def create_app(
         host: name or address that it is served at; others are refused.
         token: what adding to the store asks for; None lets nothing be added.
         most_bytes: of a file that is sent.
-        originals: density files by SHA-256, as of `chgdb.subjects.originals_in`.
+        originals: density files by SHA-256, as of `chgdb.formats.densities_by_sha256`.
     """
     uploads = Uploads(database)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase.io.cube import read_cube
+from conftest import ROOT, MakeFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,14 @@ from chgdb import files
 from chgdb.chgcar import read_chgcar
 from chgdb.density import ChargeDensity, Structure
 from chgdb.errors import InputError
-from chgdb.formats import default_id, file_sha256, find_densities, read_density, write_density
+from chgdb.formats import (
+    default_id,
+    densities_by_sha256,
+    file_sha256,
+    find_densities,
+    read_density,
+    write_density,
+)
 from chgdb.units import BOHR
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -490,3 +498,20 @@ def test_the_hash_is_of_the_file_as_it_is(tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "a.npz") == file_sha256(tmp_path / "b.npz")
     content = (tmp_path / "a.npz").read_bytes()
     assert file_sha256(tmp_path / "a.npz") == hashlib.sha256(content).hexdigest()
+
+
+SILICON = ROOT / "examples" / "mp-149.CHGCAR.gz"
+
+
+def test_originals_are_found_by_their_content(tmp_path: Path, make_file: MakeFile) -> None:
+    shutil.copy(SILICON, tmp_path / "CHGCAR.renamed.gz")
+    make_file("other.npz")
+    told: list[tuple[int, int]] = []
+    found = densities_by_sha256(tmp_path, lambda *step: told.append(step))
+    assert set(found) == {file_sha256(SILICON), file_sha256(tmp_path / "other.npz")}
+    assert told == [(1, 2), (2, 2)]
+    with pytest.raises(InputError):
+        densities_by_sha256(tmp_path / "no")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no density files in it"):
+        densities_by_sha256(tmp_path / "empty")

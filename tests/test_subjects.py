@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import base64
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, MakeFile
+from conftest import ROOT
 
 from chgdb.database import Database, Record
 from chgdb.decoded import DecodedDensity
 from chgdb.errors import InputError, NotKnownError
-from chgdb.formats import file_sha256, read_density
+from chgdb.formats import read_density
 from chgdb.grid import fourier_resample
-from chgdb.subjects import Subject, Subjects, originals_in
+from chgdb.subjects import Subject, Subjects
 
 SILICON = ROOT / "examples" / "mp-149.CHGCAR.gz"
 
@@ -146,14 +144,3 @@ def test_a_field_has_a_largest_size(silicon: Record, points: int) -> None:
 def test_a_source_that_is_not_there(silicon: Record, source: str) -> None:
     with pytest.raises(InputError, match=r"there is payload, latent$"):
         Subjects().field(Subject(silicon, None), source, 16)
-
-
-def test_originals_are_found_by_their_content(tmp_path: Path, make_file: MakeFile) -> None:
-    shutil.copy(SILICON, tmp_path / "CHGCAR.renamed.gz")
-    make_file("other.npz")
-    told: list[tuple[int, int]] = []
-    found = originals_in(tmp_path, lambda *step: told.append(step))
-    assert set(found) == {file_sha256(SILICON), file_sha256(tmp_path / "other.npz")}
-    assert told == [(1, 2), (2, 2)]
-    with pytest.raises(InputError):
-        originals_in(tmp_path / "no")
