@@ -190,7 +190,7 @@ def make_api(
         material_id: str, n: Annotated[int, Query(ge=1, le=_MOST_SIMILAR)] = 8
     ) -> SimilarAnswer:
         """The materials whose densities are most like that of one."""
-        return SimilarAnswer(rows=database.nearest(stored(material_id).record.id, n).rows())
+        return SimilarAnswer(rows=stored(material_id).record.nearest(n).rows())
 
     @router.post("/uploads", status_code=202, openapi_extra={"requestBody": _BODY})
     async def upload(

@@ -204,6 +204,10 @@ class Record:
         content = json_ready(self.row)
         return {**content, "predicted": self.predicted} if self.predicted else content
 
+    def nearest(self, n: int = 10) -> Selection:
+        """The materials whose densities are most like this one's, as of `Database.nearest`."""
+        return self._database._predictor.nearest(self.id, n, stored=True)
+
     @property
     def source(self) -> str | None:
         """Where the density comes from: "dft", "charge3net", or None if there is no density."""

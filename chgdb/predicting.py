@@ -132,7 +132,7 @@ class Predictor:
         if not targets:
             raise InputError("nothing to predict: name a material, or the file of a density")
         loaded = load_model(model)
-        table = self._features_of(targets, progress, species)
+        table = self._features_of(map(self._resolve, targets), progress, species)
         made = loaded.predict(_model_input(table))
         ids = [
             id_ for id_, origin in zip(table["id"], table["origin"], strict=True) if origin != _FILE
@@ -228,7 +228,12 @@ class Predictor:
         return _model_input(self._derived.all_features())
 
     def nearest(
-        self, target: str | Path, n: int = 10, species: Sequence[str] | None = None
+        self,
+        target: str | Path,
+        n: int = 10,
+        species: Sequence[str] | None = None,
+        *,
+        stored: bool = False,
     ) -> Selection:
         """The materials whose densities are most like that of a target, the nearest first.
 
@@ -236,6 +241,7 @@ class Predictor:
             target: a material or a file, as of `predict`.
             n: how many, at most; the target itself is not among them.
             species: element symbols for a CHGCAR that does not name them.
+            stored: the target is the id of a record, whatever files are called so.
 
         Raises:
             InputError: `n` is not positive, or the file cannot be used.
@@ -251,7 +257,7 @@ class Predictor:
         told = [name for name in _NEIGHBOUR_COLUMNS if name != "distance"]
         found = self._derived.arrays(list(dict.fromkeys([*told, *DENSITY_COLUMNS])))
         ids = found["id"]
-        material_id, path = self._resolve(target)
+        material_id, path = (str(target), None) if stored else self._resolve(target)
         if not len(ids):
             raise StoreError(
                 f"{shown(self._store)}: holds no features of densities to compare with; make them "
@@ -262,7 +268,7 @@ class Predictor:
         if itself.any():
             (point,) = points[itself]
         else:
-            table = self._features_of([target], species=species)
+            table = self._features_of([(material_id, path)], species=species)
             (point,) = density_coordinates({name: table[name] for name in DENSITY_COLUMNS})
         found["distance"] = np.where(itself, np.nan, distances(points, point))
         order = np.argsort(found["distance"], kind="stable")
@@ -294,17 +300,18 @@ class Predictor:
 
     def _features_of(
         self,
-        targets: Sequence[str | Path],
+        targets: Iterable[tuple[str, Path | None]],
         progress: _Progress | None = None,
         species: Sequence[str] | None = None,
     ) -> pd.DataFrame:
-        """The features of materials and files with their `origin`, each target once.
+        """The features of materials and files, as `_resolve` gives them, with their `origin`.
 
-        Features of a record that had to be computed are stored, if the store can be written.
+        Each comes once. Features of a record that had to be computed are stored, if the store can
+        be written.
         """
         import pandas as pd
 
-        resolved = list(dict.fromkeys(self._resolve(target) for target in targets))
+        resolved = list(dict.fromkeys(targets))
         stored = self._derived.features([name for name, path in resolved if path is None])
         rows: dict[str, dict[Any, Any]] = {row["id"]: row for row in stored.to_dict("records")}
         answer: list[dict[Any, Any]] = []

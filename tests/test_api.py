@@ -107,6 +107,15 @@ def test_a_material(client: TestClient, database: Database) -> None:
     )
 
 
+def test_neighbours_are_those_of_the_material_whatever_files_are_here(
+    client: TestClient, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = database.nearest("mp-149", 3).rows()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mp-149").write_text("a file of the same name", encoding="utf-8")
+    assert get(client, "materials/mp-149/similar", n=3)["rows"] == expected
+
+
 def test_a_material_without_a_density(client: TestClient, database: Database) -> None:
     (bare,) = database.select(source="none", where="n_atoms IS NULL", columns="id", limit=1).values[
         0

@@ -101,7 +101,7 @@ def test_the_same_crystal_is_the_nearest_however_it_is_given(
     files = [make_file(f"{name}.npz", density) for name, density in densities.items()]
     empty.add(files)
     for material_id in empty:
-        empty._predictor._features_of([material_id])
+        empty._predictor._features_of([(material_id, None)])
     density = densities["SiC"]
     assert len(empty.similar("SiC")) == 3
     for change in (rotated, shifted, supercell):
